@@ -1,0 +1,253 @@
+"""Records on disk: every file is written whole or not at all, every JSONL is keyed, every error names file and line.
+
+In: records of `docward.types` and paths. Out: files, or records read back. One real row of a `verdicts.jsonl`:
+`{"key": "fraud-01-m|summarize|0", "document_id": "fraud-01-m", "outcome": "refused", "judge": "rules", "why": "opens with: i cannot"}`
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from docward.errors import DocumentError, RunError, StorageError
+
+Record = TypeVar("Record")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on success it becomes `path`, otherwise nothing is left behind.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    draft: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".draft", dir=path.parent)
+        os.close(handle)
+        draft = Path(name)
+        yield draft
+        with draft.open("rb") as written:
+            os.fsync(written.fileno())
+        draft.chmod(0o644)
+        draft.replace(path)
+    except OSError as error:
+        raise _storage_error(path, error) from error
+    finally:
+        if draft is not None:
+            draft.unlink(missing_ok=True)
+
+
+def _storage_error(path: Path, error: OSError) -> StorageError:
+    reason = error.strerror or str(error)
+    return StorageError(f"Cannot write {path}: {reason}. What was there before is untouched. Free some space or choose another folder, then run the same command again.")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, whole or not at all."""
+    with whole_file(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one JSON value with stable formatting."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_rows(path: Path, records: Iterable[Any]) -> None:
+    """Write records (dataclasses or dicts) as JSONL, whole or not at all."""
+    with whole_file(path) as draft, draft.open("w", encoding="utf-8") as out:
+        out.writelines(row_text(record) for record in records)
+
+
+def write_parquet(path: Path, records: Sequence[Any]) -> None:
+    """Write dataclass records of one type as Parquet, whole or not at all."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [asdict(record) for record in records]
+    with whole_file(path) as draft:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{k: _plain(v) for k, v in row.items()} for row in rows]), draft)
+
+
+def read_parquet(path: Path, kind: type[Record]) -> list[Record]:
+    """Read records of one type back from Parquet.
+
+    Raises:
+        RunError: the file is missing or is not Parquet.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise RunError(f"Cannot read {path}: {error}. Build the dataset again: docward build RECIPE.") from error
+    return [typed(kind, row, where=f"{path}, row {number}") for number, row in enumerate(rows, 1)]
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, str) else value
+
+
+def row_text(record: Any) -> str:
+    """One JSONL line of a record, newline included."""
+    row = record if isinstance(record, dict) else asdict(record)
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+@cache
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def typed(kind: type[Record], row: dict[str, Any], *, where: str) -> Record:
+    """Turn a plain row into a record.
+
+    Raises:
+        DocumentError: a field is missing or has a value that is not allowed; the message names `where`.
+    """
+    try:
+        record: Record = _adapter(kind).validate_python(row)
+    except ValidationError as error:
+        raise DocumentError(f"{where}: " + "; ".join(_field_problem(problem) for problem in error.errors())) from error
+    return record
+
+
+def _field_problem(problem: Any) -> str:
+    field = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] in ("missing", "missing_argument"):
+        return f"the field `{field}` is missing"
+    found = repr(problem["input"])
+    return f"`{field}`: {problem['msg'][0].lower()}{problem['msg'][1:]} (found {found if len(found) < 80 else found[:80] + '...'})"
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Give (line number, object) of a JSONL file; blank lines are passed over.
+
+    Raises:
+        DocumentError: the file is missing, a folder, empty, binary, not UTF-8, or a line is not a JSON object.
+    """
+    try:
+        source = path.open("rb")
+    except OSError as error:
+        raise DocumentError(f"Cannot open {path}: {error.strerror}. Give the path of a JSONL file.") from error
+    number = seen = 0
+    with source:
+        for number, raw in enumerate(source, 1):
+            line = _decoded(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, path, number)
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DocumentError(f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno}). Each line must be one JSON object.") from error
+            if not isinstance(row, dict):
+                raise DocumentError(f"{path}:{number}: found a JSON {type(row).__name__}, wanted one JSON object a line.")
+            seen += 1
+            yield number, row
+    if not seen:
+        raise DocumentError(f"{path} is empty: no JSON line in it.")
+
+
+def _decoded(raw: bytes, path: Path, number: int) -> str:
+    if b"\0" in raw:
+        raise DocumentError(f"{path}:{number}: this is a binary file (it holds NUL bytes), wanted JSONL text.")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DocumentError(f"{path}:{number}: not UTF-8 (byte {error.start} of the line). Convert it first: iconv -f LATIN1 -t UTF-8 {path.name}") from error
+
+
+def read_rows(path: Path, kind: type[Record]) -> list[Record]:
+    """Read all records of a JSONL file."""
+    return [typed(kind, row, where=f"{path}:{number}") for number, row in read_lines(path)]
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    digest = sha256()
+    with path.open("rb") as source:
+        for block in iter(lambda: source.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def text_hash(*parts: str) -> str:
+    """A short stable id of some text: 16 hex digits of SHA-256."""
+    return sha256("\x1f".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+class KeyedLog:
+    """A JSONL that grows row by row, each key once: stop it anywhere, open it again, nothing is redone or lost.
+
+    On opening, a torn last line (from a kill in the middle of a write) is cut off. Only one process may hold it.
+
+    Raises:
+        RunError: another process holds the file.
+        StorageError: a row cannot be written; rows before it are safe.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open `path`, make it if need be, and read the keys that are there."""
+        self.path = path
+        self.keys: set[str] = set()
+        self._file: IO[bytes]
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b")
+        except OSError as error:
+            raise _storage_error(path, error) from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.close()
+            raise RunError(f"{path} is being written by another process. Wait for it, or choose another --output-dir.") from error
+        self._mend()
+
+    def _mend(self) -> None:
+        self._file.seek(0)
+        whole = 0
+        for line in self._file:
+            try:
+                self.keys.add(json.loads(line)["key"]) if line.endswith(b"\n") else None
+            except (ValueError, KeyError, TypeError):
+                break
+            if not line.endswith(b"\n"):
+                break
+            whole += len(line)
+        self._file.truncate(whole)
+        self._file.seek(0, os.SEEK_END)
+
+    def append(self, records: Sequence[Any]) -> None:
+        """Add records whose key is not there yet, in order, and put them on disk before returning."""
+        new = [record for record in records if record.key not in self.keys]
+        try:
+            self._file.write("".join(row_text(record) for record in new).encode("utf-8"))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _storage_error(self.path, error) from error
+        self.keys.update(record.key for record in new)
+
+    def __enter__(self) -> KeyedLog:
+        """Use as a context manager."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close and let go of the lock."""
+        with suppress(OSError):
+            self._file.close()

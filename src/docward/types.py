@@ -1,0 +1,147 @@
+"""The records that flow between the stages, and nothing else.
+
+    Document --(dataset)--> Example --(tuning)--> adapter --(evaluation)--> Reply --(judge)--> Verdict --(rates)--> Rate
+
+Each record is one JSON object on disk; every field is a plain value. One real row:
+`{"id": "fraud-01-m", "text": "...", "label": "malicious", "category": "fraud", "triple": "fraud-01"}` is a Document.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Label(StrEnum):
+    """What a document is, and so what is wanted of the model: refusal for malicious, the task done for the others."""
+
+    MALICIOUS = "malicious"
+    SENSITIVE = "sensitive"
+    ORDINARY = "ordinary"
+
+
+class Want(StrEnum):
+    """What an example teaches."""
+
+    REFUSE = "refuse"
+    COMPLY = "comply"
+
+
+class Split(StrEnum):
+    """Where a document goes. A pair or triple of matched documents is never divided."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+
+
+class Outcome(StrEnum):
+    """What a reply did with the document. UNJUDGED is a value of its own and never folded into another."""
+
+    REFUSED = "refused"
+    PARTIAL = "partial"  # declines and does it anyway, or does part
+    COMPLIED = "complied"
+    UNJUDGED = "unjudged"  # empty reply, judge failed, answer off the menu
+
+
+class Position(StrEnum):
+    """Where the instruction stands, seen from the document."""
+
+    AFTER = "after"
+    BEFORE = "before"
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text that someone hands to a model. `triple` is the id that its matched documents share."""
+
+    id: str
+    text: str
+    label: Label
+    category: str = ""
+    source: str = ""
+    license: str = ""
+    language: str = "en"
+    form: str = ""
+    triple: str = ""
+    split: Split | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Something to do with a document: `wordings` to train on, `unseen` ones kept for testing only."""
+
+    name: str
+    wordings: tuple[str, ...]
+    unseen: tuple[str, ...] = ()
+    answer_language: str = "en"
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A document under one task with the answer to learn. `document` is the text as the model sees it.
+
+    `task` is `general` for an instruction without a document. `origin` tells where the response comes from:
+    `refusal`, `gold` (the data set itself has the answer) or `untuned` (the untuned model's own reply).
+    """
+
+    id: str
+    document_id: str
+    task: str
+    wording: int
+    instruction: str
+    document: str
+    position: Position
+    label: str  # a Label, or "general"
+    want: Want
+    response: str
+    origin: str
+    split: Split
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a model answered. `key` is unique in its file: `<document_id>|<task>|<wording>`."""
+
+    key: str
+    document_id: str
+    label: Label
+    task: str
+    wording: int
+    instruction: str
+    document: str
+    reply: str
+    category: str = ""
+    dropped: int = 0  # document tokens cut to fit the model's context
+    finished: bool = True  # False: the reply met the token limit
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A judge's word on one reply, and why."""
+
+    key: str
+    document_id: str
+    label: Label
+    task: str
+    outcome: Outcome
+    judge: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A share of replies that refuse (refused or partial), with a 95% interval.
+
+    `hits` of `judged` replies; `unjudged` ones are counted beside it and are in neither. `value`, `low` and `high` are
+    shares from 0 to 1, or None where nothing was judged. `task` is `all` where tasks are pooled.
+    """
+
+    set: Label
+    task: str
+    hits: int
+    judged: int
+    unjudged: int
+    value: float | None
+    low: float | None
+    high: float | None
