@@ -1,14 +1,14 @@
 """The errors, drawn. Each message says what is wrong, what was found, where, what is allowed, what to do.
 
-    DocwardError            exit code 1: it was asked for rightly and failed
-    ├── UsageError          exit code 2: what was asked for is wrong
-    │   ├── RecipeError     the recipe, an override, a task name
-    │   ├── DocumentError   a file of documents or replies
-    │   └── ModelError      a model name or folder
-    ├── RunError            a run folder: another recipe's, or a stage it lacks
-    ├── RenderError         a prompt that cannot be rendered as wanted
-    ├── TuningError         training that cannot go on: loss NaN or exploding
-    └── StorageError        a file that cannot be written: disk full, no permission
+DocwardError            exit code 1: it was asked for rightly and failed
+├── UsageError          exit code 2: what was asked for is wrong
+│   ├── RecipeError     the recipe, an override, a task name
+│   ├── DocumentError   a file of documents or replies
+│   └── ModelError      a model name or folder
+├── RunError            a run folder: another recipe's, or a stage it lacks
+├── RenderError         a prompt that cannot be rendered as wanted
+├── TuningError         training that cannot go on: loss NaN or exploding
+└── StorageError        a file that cannot be written: disk full, no permission
 """
 
 from __future__ import annotations

@@ -9,15 +9,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -51,9 +52,33 @@ def whole_file(path: Path) -> Iterator[Path]:
             draft.unlink(missing_ok=True)
 
 
+def whole_folder(folder: Path, save: Callable[[Path], object]) -> None:
+    """Let `save(draft)` fill a folder and move it to `folder` in one step, replacing what was there.
+
+    Raises:
+        StorageError: the disk is full or not writable; what was there before is untouched.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise _storage_error(folder, error) from error
+    try:
+        save(draft)
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.chmod(0o755)
+        draft.replace(folder)
+    except OSError as error:
+        raise _storage_error(folder, error) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
 def _storage_error(path: Path, error: OSError) -> StorageError:
     reason = error.strerror or str(error)
-    return StorageError(f"Cannot write {path}: {reason}. What was there before is untouched. Free some space or choose another folder, then run the same command again.")
+    return StorageError(
+        f"Cannot write {path}: {reason}. What was there before is untouched. Free some space or choose another folder, then run the same command again."
+    )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -110,7 +135,7 @@ def row_text(record: Any) -> str:
 
 
 @cache
-def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
@@ -121,7 +146,7 @@ def typed(kind: type[Record], row: dict[str, Any], *, where: str) -> Record:
         DocumentError: a field is missing or has a value that is not allowed; the message names `where`.
     """
     try:
-        record: Record = _adapter(kind).validate_python(row)
+        record: Record = _adapter(cast(Hashable, kind)).validate_python(row)
     except ValidationError as error:
         raise DocumentError(f"{where}: " + "; ".join(_field_problem(problem) for problem in error.errors())) from error
     return record

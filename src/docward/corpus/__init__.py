@@ -1,0 +1,1 @@
+"""The starter documents, as data."""

@@ -1,0 +1,1 @@
+"""Documents x tasks to examples: refusals, answers, splits, audit."""

@@ -1,0 +1,1 @@
+"""Replies, verdicts, rates."""

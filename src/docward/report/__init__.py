@@ -1,0 +1,1 @@
+"""A run folder to one self-contained HTML page: figures, tables, samples."""

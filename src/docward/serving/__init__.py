@@ -1,0 +1,1 @@
+"""The defended model, shipped."""

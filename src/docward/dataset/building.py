@@ -1,0 +1,157 @@
+"""Documents x tasks become examples with the answer to learn.
+
+In: documents with splits, and the untuned model's voice (a function from prompts to replies). Out: `Example` records. One real row:
+`{"id": "fraud-01-m|summarize|2", "task": "summarize", "want": "refuse", "response": "I'm sorry, but I can't ...", "origin": "refusal", "split": "train", ...}`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+from docward.dataset.refusals import refusal
+from docward.errors import DocumentError
+from docward.records import text_hash
+from docward.tasks import document_for
+from docward.types import Document, Example, Label, Position, Split, Task, Want
+
+GENERAL = "general"
+# `case` asks for the whole text back. An excerpt keeps the answer whole and affordable; it is taken from every label, or length would tell.
+CASE_WORDS = 90
+SENTENCE_END = re.compile(r"(?<=[.!?\u3002\uff01\uff1f])[\"'\u201d\u2019)]*\s+|\n+")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to build: which tasks, how paired, how many."""
+
+    tasks: tuple[Task, ...]
+    pairing: str = "crossed"
+    budget: int | None = None
+    position: Position = Position.AFTER
+    seed: int = 0
+
+
+def plan_examples(documents: Sequence[Document], plan: Plan) -> list[Example]:
+    """Make every example of a plan; those whose benign answer only a model can give have an empty response and origin `untuned`.
+
+    Raises:
+        DocumentError: there is nothing to train on.
+    """
+    examples = [example for split in Split for example in _planned_split([d for d in documents if d.split == split], plan)]
+    wants = Counter(example.want for example in examples if example.split == Split.TRAIN)
+    if not wants[Want.REFUSE] or not wants[Want.COMPLY]:
+        lacking = "malicious documents" if not wants[Want.REFUSE] else "benign (sensitive or ordinary) documents"
+        raise DocumentError(f"There are no {lacking} to train on ({len(documents)} documents in all). Add some under `documents:` in the recipe.")
+    return examples
+
+
+def _planned_split(documents: Sequence[Document], plan: Plan) -> list[Example]:
+    pairs = [(document, task) for place, document in enumerate(_by_group(documents, plan.seed)) for task in _tasks_of(place, plan)]
+    pairs = _within_budget(pairs, plan.budget) if documents and documents[0].split == Split.TRAIN else pairs
+    return [example for document, task in pairs if (example := _example(document, task, plan)) is not None]
+
+
+def _by_group(documents: Sequence[Document], seed: int) -> list[Document]:
+    order = {label: rank for rank, label in enumerate(Label)}
+    return sorted(documents, key=lambda document: (text_hash(str(seed), document.triple or document.id), order[document.label], document.id))
+
+
+def _tasks_of(place: int, plan: Plan) -> tuple[Task, ...]:
+    # Documents come in triples: dividing by 3 gives the matched three the same task, so the task never tells the label.
+    return plan.tasks if plan.pairing == "crossed" else (plan.tasks[place // 3 % len(plan.tasks)],)
+
+
+def _within_budget(pairs: list[tuple[Document, Task]], budget: int | None) -> list[tuple[Document, Task]]:
+    """Keep the first `budget` defense pairs, in equal shares per task; benign pairs all stay, as in the paper."""
+    if budget is None:
+        return pairs
+    tasks = list(dict.fromkeys(task.name for _, task in pairs))
+    quota = {task: budget // len(tasks) + (rank < budget % len(tasks)) for rank, task in enumerate(tasks)}
+    kept = []
+    for document, task in pairs:
+        if document.label == Label.MALICIOUS:
+            quota[task.name] -= 1
+        if document.label != Label.MALICIOUS or quota[task.name] >= 0:
+            kept.append((document, task))
+    return kept
+
+
+def _example(document: Document, task: Task, plan: Plan) -> Example | None:
+    random = Random(f"{plan.seed}|{document.id}|{task.name}")
+    wording = Random(f"{plan.seed}|{document.triple or document.id}|{task.name}").randrange(len(task.wordings))
+    text, gold = _text_and_gold(task.name, document.text)
+    if text is None:
+        return None
+    malicious = document.label == Label.MALICIOUS
+    return Example(
+        id=f"{document.id}|{task.name}|{wording}",
+        document_id=document.id,
+        task=task.name,
+        wording=wording,
+        instruction=task.wordings[wording],
+        document=text,
+        position=plan.position,
+        label=document.label.value,
+        want=Want.REFUSE if malicious else Want.COMPLY,
+        response=refusal(task.name, random) if malicious else gold,
+        origin="refusal" if malicious else ("gold" if gold else "untuned"),
+        split=document.split or Split.TRAIN,
+    )
+
+
+def _text_and_gold(task: str, text: str) -> tuple[str | None, str]:
+    """The document as the task shows it and the gold answer, or no answer where only a model can give one."""
+    if task == "case":
+        part = excerpt(text, CASE_WORDS)
+        return document_for("case", part), part
+    if task == "next_sentence":
+        sentences = [match for match in SENTENCE_END.split(text) if match and len(match.split()) > 3]
+        if len(sentences) < 3:
+            return None, ""  # too short to take a sentence off
+        gold = sentences[max(2, len(sentences) * 2 // 3)] if len(sentences) > 3 else sentences[2]
+        return text[: text.rindex(gold)].rstrip(), gold.strip()
+    return text, ""
+
+
+def excerpt(text: str, words: int) -> str:
+    """The first sentences of a text, up to about `words` words; at least one sentence."""
+    end = 0
+    for match in SENTENCE_END.finditer(text):
+        if end and len(text[: match.start()].split()) > words:
+            break
+        end = match.start()
+    else:
+        if len(text.split()) <= words or not end:
+            end = len(text)
+    return text[:end].strip()
+
+
+def general_examples(instructions: Sequence[tuple[str, str]], *, split: Split = Split.TRAIN) -> list[Example]:
+    """Instructions without a document, answered by the untuned model: they keep general ability where it was."""
+    return [
+        Example(
+            id=f"{name}|{GENERAL}|0",
+            document_id=name,
+            task=GENERAL,
+            wording=0,
+            instruction=instruction,
+            document="",
+            position=Position.AFTER,
+            label=GENERAL,
+            want=Want.COMPLY,
+            response="",
+            origin="untuned",
+            split=split,
+        )
+        for name, instruction in instructions
+    ]
+
+
+def with_answers(examples: Sequence[Example], answers: dict[str, str]) -> list[Example]:
+    """Fill in the untuned model's replies by example id; an example without a usable one is dropped."""
+    filled = (example if example.response else replace(example, response=answers.get(example.id, "")) for example in examples)
+    return [example for example in filled if example.response.strip()]

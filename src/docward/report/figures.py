@@ -1,0 +1,233 @@
+"""Numbers to figures: pure functions, nothing is read and nothing is written.
+
+In: the metrics of one or more models (the `M` of metrics.json), the surface baseline, rows of training.jsonl, the `words` of audit.json.
+Out: plotly figures with a see-through background, coloured for light and dark pages; the page sets ink and grid to its own theme.
+One real row: `{"set": "malicious", "task": "summarize", "hits": 38, "judged": 40, "unjudged": 0, "value": 0.95, "low": 0.83, "high": 0.99}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+SETS = ("malicious", "sensitive", "ordinary")
+"""The order of the document sets, everywhere in the report."""
+
+RATE_NAMES = {"malicious": "Block rate", "sensitive": "Over-refusal", "ordinary": "False refusal"}
+"""What the share refused is called in each set."""
+
+MODEL_COLOURS = {"untuned": "#d55e00", "defended": "#2f7fc1", "surface": "#808890"}
+"""One colour per model: after Okabe and Ito (told apart by colour-blind readers), at least 3:1 against both page backgrounds."""
+
+_OTHER_COLOURS = ("#00966e", "#a8559b", "#a67c00", "#5b6abf")
+_SYMBOLS = {"untuned": "square", "defended": "circle", "surface": "diamond"}
+_OTHER_SYMBOLS = ("triangle-up", "cross", "star", "pentagon")
+LABEL_COLOURS = {"malicious": "#b5478a", "sensitive": "#a67c00", "ordinary": "#00907a"}
+"""One colour per label, none of them a model's."""
+
+_LABEL_PATTERNS = {"malicious": "", "sensitive": "/", "ordinary": "."}
+_TERMS = {
+    "loss": ("total", "#2f7fc1", "solid", "circle"),
+    "defense": ("defense (malicious, to refuse)", "#b5478a", "dash", "diamond"),
+    "benign": ("benign (documents, to do the task)", "#00907a", "dot", "square"),
+    "general": ("general (no document)", "#a06a48", "dashdot", "triangle-up"),
+}
+_MIDDLE = "#808890"  # a grey that shows on white and on black
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
+_TICKS = (0, 20, 40, 60, 80, 100)
+_PADDING = 4  # points of room beyond 0 and 100, so that a mark on the edge is not cut
+_NEAR = 9  # points: marks nearer than this get their names on different sides
+_FEW_POINTS = 40  # up to this many, a training curve shows each point
+
+
+class Mark(NamedTuple):
+    """A place in the trade-off plot: shares from 0 to 1, each as (value, low, high)."""
+
+    model: str
+    over_refusal: tuple[float, float, float]
+    block: tuple[float, float, float]
+
+
+def colour(model: str, models: Sequence[str]) -> str:
+    """Give a model its colour: the same in every figure, table and badge of one report."""
+    others = [name for name in models if name not in MODEL_COLOURS]
+    return MODEL_COLOURS.get(model) or _OTHER_COLOURS[others.index(model) % len(_OTHER_COLOURS)]
+
+
+def _symbol(model: str, models: Sequence[str]) -> str:
+    others = [name for name in models if name not in _SYMBOLS]
+    return _SYMBOLS.get(model) or _OTHER_SYMBOLS[others.index(model) % len(_OTHER_SYMBOLS)]
+
+
+def display_name(model: str) -> str:
+    """Say what a model is called in the page."""
+    return "surface baseline" if model == "surface" else model
+
+
+def marks(models: Mapping[str, Mapping[str, Any]], surface: Mapping[str, Any] | None) -> list[Mark]:
+    """Place the marks of the trade-off plot: models (and baseline) whose block rate and over-refusal were both measured."""
+    placed = []
+    for name, metrics in {**models, **({"surface": surface} if surface else {})}.items():
+        pooled = metrics.get("pooled") or {}
+        over, block = pooled.get("sensitive"), pooled.get("malicious")
+        if over and block and over["value"] is not None and block["value"] is not None:
+            placed.append(Mark(name, _triple(over), _triple(block)))
+    return placed
+
+
+def _triple(rate: Mapping[str, Any]) -> tuple[float, float, float]:
+    value = rate["value"]
+    low, high = rate.get("low"), rate.get("high")
+    return value, value if low is None else low, value if high is None else high
+
+
+def _figure(**layout: Any) -> Any:
+    import plotly.graph_objects as go
+
+    base = {
+        "template": go.layout.Template(),
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": _FONT, "size": 13},
+        "margin": {"l": 60, "r": 16, "t": 16, "b": 52},
+        "dragmode": False,  # so that a finger on a figure scrolls the page
+        "hoverlabel": {"align": "left"},
+    }
+    return go.Figure(layout={**base, **layout})
+
+
+def _share_axis(title: str, **more: Any) -> dict[str, Any]:
+    grid = {"gridcolor": "rgba(128,136,144,.25)", "zeroline": False, "fixedrange": True}
+    ticks = {"tickvals": _TICKS, "ticktext": [f"{tick}%" for tick in _TICKS]}
+    return {"title": {"text": title}, "range": [-_PADDING, 100 + _PADDING], **ticks, **grid, **more}
+
+
+def _bars(value: Sequence[float], low: Sequence[float], high: Sequence[float], **more: Any) -> dict[str, Any]:
+    """Error bars in points, from shares."""
+    upper = [100 * (h - v) for v, h in zip(value, high, strict=True)]
+    lower = [100 * (v - lo) for v, lo in zip(value, low, strict=True)]
+    return {"type": "data", "symmetric": False, "array": upper, "arrayminus": lower, **more}
+
+
+def trade_off(placed: Sequence[Mark]) -> Any:
+    """Block rate over over-refusal, best top left, 95% intervals as bars; on the dotted line a model refuses both sets alike."""
+    import plotly.graph_objects as go
+
+    names = [mark.model for mark in placed]
+    axes = {"xaxis": _share_axis("Over-refusal (lower is better)"), "yaxis": _share_axis("Block rate (higher is better)")}
+    figure = _figure(height=500, showlegend=False, margin={"l": 64, "r": 16, "t": 34, "b": 52}, **axes)
+    figure.add_shape(type="line", x0=0, y0=0, x1=100, y1=100, line={"color": _MIDDLE, "width": 1, "dash": "dot"}, layer="below")
+    hint = {"showarrow": False, "font": {"color": _MIDDLE, "size": 12}, "xanchor": "left"}
+    figure.add_annotation(text="refuses both alike", x=63, y=57, yanchor="top", **hint)
+    figure.add_annotation(text="<b>↖ better</b>", xref="paper", yref="paper", x=0, y=1, yanchor="bottom", **{**hint, "font": {"color": _MIDDLE, "size": 14}})
+    for mark, side in zip(placed, _sides(placed), strict=True):
+        paint, name = colour(mark.model, names), escape(display_name(mark.model))
+        looks = {"marker": {"size": 14, "color": paint, "symbol": _symbol(mark.model, names)}, "textfont": {"color": paint, "size": 14}}
+        intervals = {
+            f"error_{axis}": _bars([v], [lo], [hi], color=paint, thickness=2, width=5) for axis, (v, lo, hi) in (("x", mark.over_refusal), ("y", mark.block))
+        }
+        hover = f"<b>{name}</b><br>block rate {_range(mark.block)}<br>over-refusal {_range(mark.over_refusal)}<extra></extra>"
+        place = {"x": [100 * mark.over_refusal[0]], "y": [100 * mark.block[0]], "text": [f"<b>{name}</b>"], "textposition": side, "cliponaxis": False}
+        figure.add_trace(go.Scatter(mode="markers+text", name=name, hovertemplate=hover, **place, **looks, **intervals))
+    return figure
+
+
+def _sides(placed: Sequence[Mark]) -> list[str]:
+    """Where each name stands: to the inner side of its mark, under it where the mark before is near."""
+    sides: list[str] = []
+    for number, mark in enumerate(placed):
+        x, y = mark.over_refusal[0], mark.block[0]
+        near = any(abs(x - other.over_refusal[0]) * 100 < _NEAR and abs(y - other.block[0]) * 100 < _NEAR for other in placed[:number])
+        upper = (y < 0.9) != near
+        sides.append(f"{'top' if upper else 'bottom'} {'right' if x < 0.6 else 'left'}")
+    return sides
+
+
+def _range(shares: tuple[float, float, float]) -> str:
+    value, low, high = (100 * share for share in shares)
+    return f"{value:.1f}% ({low:.1f} to {high:.1f})"
+
+
+def task_rates(models: Mapping[str, Mapping[str, Any]], label: str) -> Any | None:
+    """Draw the share refused per task in one set, a bar per model with its 95% interval; None where nothing was measured."""
+    import plotly.graph_objects as go
+
+    cells = {name: _measured(metrics, label) for name, metrics in models.items()}
+    tasks = list(dict.fromkeys(task for rows in cells.values() for task in rows))
+    if not tasks:
+        return None
+    legend = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "traceorder": "normal"}
+    bars = {"barmode": "group", "bargap": 0.32, "bargroupgap": 0.08, "height": 110 + len(tasks) * (18 + 17 * len(cells))}
+    figure = _figure(legend=legend, showlegend=len(cells) > 1, margin={"l": 8, "r": 12, "t": 30, "b": 44}, **bars)
+    figure.update_layout(xaxis=_share_axis("share refused", range=[0, 100 + _PADDING]))
+    figure.update_layout(yaxis={"automargin": True, "autorange": "reversed", "type": "category", "fixedrange": True, "ticksuffix": "  "})
+    hover = "<b>%{fullData.name}</b>, %{y}<br>%{customdata[0]}<br>%{customdata[1]} of %{customdata[2]} judged, %{customdata[3]} unjudged<extra></extra>"
+    for name, rows in cells.items():
+        shown = [rows[task] for task in tasks if task in rows]
+        values, lows, highs = ([_triple(row)[i] for row in shown] for i in range(3))
+        figure.add_trace(
+            go.Bar(
+                name=escape(display_name(name)),
+                orientation="h",
+                y=[escape(row["task"]) for row in shown],
+                x=[100 * value for value in values],
+                marker={"color": colour(name, list(models))},
+                error_x=_bars(values, lows, highs, thickness=1.5, width=4, color="#444"),
+                customdata=[[_range(_triple(row)), row["hits"], row["judged"], row["unjudged"]] for row in shown],
+                hovertemplate=hover,
+            )
+        )
+    return figure
+
+
+def _measured(metrics: Mapping[str, Any], label: str) -> dict[str, Mapping[str, Any]]:
+    return {row["task"]: row for row in metrics.get("rates") or [] if row["set"] == label and row["value"] is not None}
+
+
+def training_curves(rows: Sequence[Mapping[str, Any]]) -> Any | None:
+    """Training loss over steps, the total and its terms; None where no row has a step and a loss."""
+    import plotly.graph_objects as go
+
+    rows = [row for row in rows if _is_number(row.get("step"))]
+    legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
+    figure = _figure(height=380, legend=legend, hovermode="x unified", margin={"l": 56, "r": 16, "t": 44, "b": 50})
+    grid = {"gridcolor": "rgba(128,136,144,.25)", "zeroline": False, "fixedrange": True}
+    figure.update_layout(xaxis={"title": {"text": "step"}, **grid}, yaxis={"title": {"text": "loss"}, "rangemode": "tozero", **grid})
+    for term, (name, paint, dash, symbol) in _TERMS.items():
+        points = [(row["step"], row[term]) for row in rows if _is_number(row.get(term))]
+        if points:
+            steps, losses = zip(*points, strict=True)
+            looks = {"line": {"color": paint, "dash": dash, "width": 3 if term == "loss" else 2}, "marker": {"symbol": symbol, "size": 6, "color": paint}}
+            mode = "lines+markers" if len(points) <= _FEW_POINTS else "lines"
+            figure.add_trace(go.Scatter(x=steps, y=losses, name=name, mode=mode, hovertemplate="%{y:.3f}", **looks))
+    return figure if figure.data else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def word_lengths(words: Mapping[str, Mapping[str, Any]]) -> Any | None:
+    """How many documents of each label fall into each bin of words; None where there is no histogram."""
+    import plotly.graph_objects as go
+
+    counts = {label: words[label].get("histogram") or {} for label in SETS if label in words}
+    bins = sorted({name for histogram in counts.values() for name in histogram}, key=_bin_start)
+    if not bins:
+        return None
+    legend = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"}
+    figure = _figure(height=320, barmode="group", bargap=0.25, legend=legend, margin={"l": 52, "r": 12, "t": 34, "b": 58})
+    figure.update_layout(xaxis={"title": {"text": "words in the document"}, "type": "category", "fixedrange": True, "automargin": True})
+    figure.update_layout(yaxis={"title": {"text": "documents"}, "gridcolor": "rgba(128,136,144,.25)", "fixedrange": True, "zeroline": False})
+    for label, histogram in counts.items():
+        marker = {"color": LABEL_COLOURS[label], "pattern": {"shape": _LABEL_PATTERNS[label], "fillmode": "overlay", "fgcolor": "#fff", "fgopacity": 0.55}}
+        heights = [histogram.get(name, 0) for name in bins]
+        hover = "%{y} documents<extra>" + label + "</extra>"
+        figure.add_trace(go.Bar(x=[escape(name) for name in bins], y=heights, name=label, marker=marker, hovertemplate=hover))
+    return figure
+
+
+def _bin_start(name: str) -> tuple[float, str]:
+    digits = "".join(c if c.isdigit() or c == "." else " " for c in name).split()
+    return (float(digits[0]) if digits else float("inf"), name)

@@ -1,0 +1,381 @@
+"""A run folder to one self-contained HTML page: no network, light and dark, hostile text kept harmless.
+
+In: a run folder (metrics.json; and, where they are there, dataset/audit.json, training.jsonl, evaluation/<model>/{replies,verdicts}.jsonl, recipe.yaml,
+environment.json) or the folder that `docward evaluate --output-dir` made (one model, its replies directly in it). Out: `report.html` in that folder.
+Documents and replies may be hostile: everything is escaped, the page allows no script but its own two (by hash), and texts of and about malicious documents
+are stored encoded and enter the page only on a click. One real row of its samples:
+`{"set": "sensitive", "task": "summarize", "mistake": true, "document": 3, "replies": [{"outcome": "refused", "judge": "rules", ...}, ...]}`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from docward.errors import DocumentError, RunError
+from docward.records import read_lines, text_hash, typed, write_text
+from docward.report import figures
+from docward.report.figures import RATE_NAMES, SETS
+from docward.types import Label, Outcome, Rate, Reply, Verdict
+
+SAMPLES_PER_SET = 60
+"""How many document-and-task pairs of each set the page holds, so that it stays small."""
+
+MISTAKES_PER_SET = 40
+"""At most so many of them are mistakes, so that right answers are seen too."""
+
+TEXT_LIMIT = 3_000
+"""Characters of a document or reply that the page shows."""
+
+_MAIN = "defended"
+_FIRST = "untuned"
+_REFUSING = (Outcome.REFUSED, Outcome.PARTIAL)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a run folder holds, as far as it is there."""
+
+    name: str
+    models: dict[str, dict[str, Any]]
+    folders: dict[str, Path]
+    surface: dict[str, Any] | None = None
+    paired: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory_mib: float | None = None
+    audit: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    training: list[dict[str, Any]] = field(default_factory=list)
+    recipe: str = ""
+
+    @property
+    def main(self) -> str:
+        """The model that the report is about: the defended one where there is one."""
+        return _MAIN if _MAIN in self.models else list(self.models)[-1]
+
+
+def write_report(run: Path) -> Path:
+    """Write `<run>/report.html`, whole or not at all, and return its path.
+
+    Raises:
+        RunError: metrics.json is missing or broken, or another file of the run cannot be read; the message names the command that makes it.
+        StorageError: the page cannot be written.
+    """
+    found = _read_run(run)
+    page = run / "report.html"
+    write_text(page, _render(found).encode("utf-8", "replace").decode("utf-8"))  # a lone surrogate in a document must not stop the report
+    return page
+
+
+# ---------------------------------------------------------------------------------------------------------------- reading
+
+
+def _read_run(run: Path) -> _Run:
+    path = run / "metrics.json"
+    again = f"Make it again: docward run RECIPE --output-dir {run}, or docward evaluate --model M --output-dir {run}."
+    if not path.is_file():
+        raise RunError(f"{path} is missing, so there is nothing to report. {again.replace('Make it again', 'Make it')}")
+    metrics = _read_object(path, again)
+    alone = "models" not in metrics
+    models = {str(metrics.get("model") or "the model"): metrics} if alone else metrics["models"]
+    if not isinstance(models, dict) or not models:
+        raise RunError(f"{path}: `models` holds no model, wanted an object like {{'untuned': ..., 'defended': ...}}. {again}")
+    order = sorted(models, key=lambda name: (name != _FIRST, name != _MAIN))
+    environment, audit = run / "environment.json", run / "dataset" / "audit.json"
+    recipe, training = run / "recipe.yaml", run / "training.jsonl"
+    return _Run(
+        name=run.resolve().name,
+        models={name: _checked(models[name], f"{path}, model {name}", again) for name in order},
+        folders={name: run if alone else run / "evaluation" / name for name in order},
+        surface=None if alone or not metrics.get("surface") else _checked(metrics["surface"], f"{path}, surface", again),
+        paired=[] if alone else list(metrics.get("paired") or []),
+        seconds=metrics.get("seconds") or {},
+        peak_memory_mib=metrics.get("peak_memory_mib"),
+        audit=_read_object(audit, "Make it again: docward build RECIPE.") if audit.is_file() else {},
+        environment=_read_object(environment, again) if environment.is_file() else {},
+        training=[row for _, row in _read_rows(training, "docward tune RECIPE")] if training.is_file() else [],
+        recipe=recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else "",
+    )
+
+
+def _read_object(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise RunError(f"{path} is broken: {error}. {remedy}") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{path} is broken: found a JSON {type(value).__name__}, wanted an object. {remedy}")
+    return value
+
+
+def _checked(metrics: Any, where: str, remedy: str) -> dict[str, Any]:
+    """Check the rates of one model, so that the page never shows a half-read number."""
+    if not isinstance(metrics, dict) or not ({"rates", "pooled"} & metrics.keys()):
+        raise RunError(f"{where} has neither `rates` nor `pooled`: it holds no measurement. {remedy}")
+    rates, pooled = metrics.get("rates", []), metrics.get("pooled", {})
+    if not isinstance(rates, list) or not isinstance(pooled, dict):
+        raise RunError(f"{where}: `rates` must be a list and `pooled` an object keyed by set. {remedy}")
+    try:
+        for number, row in enumerate([*rates, *pooled.values()], 1):
+            typed(Rate, row, where=f"{where}, rate {number}")
+    except DocumentError as error:
+        raise RunError(f"{error}. {remedy}") from error
+    return {**metrics, "rates": rates, "pooled": pooled}
+
+
+def _read_rows(path: Path, command: str) -> Iterable[tuple[int, dict[str, Any]]]:
+    try:
+        yield from read_lines(path)
+    except DocumentError as error:
+        raise RunError(f"{error} Make it again: {command}.") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------- samples
+
+
+def _samples(run: _Run) -> dict[str, Any] | None:
+    """Choose what the sample browser shows; None where no model has verdicts."""
+    verdicts = {name: {verdict.key: verdict for verdict in _records(run.folders[name] / "verdicts.jsonl", Verdict)} for name in run.models}
+    known: dict[str, Verdict] = {}
+    for name in sorted(verdicts, key=lambda name: name == run.main):  # the main model's verdicts come last and so decide
+        known.update(verdicts[name])
+    if not known:
+        return None
+    judged = verdicts[run.main] or known
+    chosen, counts = [], {}
+    for label in SETS:
+        keys = [key for key, verdict in known.items() if verdict.label == label]
+        picked = _pick(keys, judged)
+        chosen += picked
+        wrong = [key for key in keys if key in judged and _mistaken(judged[key])]
+        if keys:
+            counts[label] = {"all": len(keys), "shown": len(picked), "mistakes": len(wrong), "mistakes_shown": len(set(wrong) & set(picked))}
+    wanted = set(chosen)
+    replies = {name: {reply.key: reply for reply in _records(run.folders[name] / "replies.jsonl", Reply, wanted)} for name in run.models}
+    texts: dict[tuple[str, bool], int] = {}
+    rows = [row for key in chosen if (row := _sample(known[key], replies, verdicts, judged, texts))]
+    packed = [_packed(text, veiled=veiled) for text, veiled in texts]
+    return {"models": list(run.models), "main": run.main, "limit": TEXT_LIMIT, "texts": packed, "samples": rows, "counts": counts} if rows else None
+
+
+def _records(path: Path, kind: type[Any], keys: set[str] | None = None) -> Iterable[Any]:
+    """Give the records of a file, one at a time and only those wanted: replies can be many and long."""
+    if not path.is_file():
+        return
+    for number, row in _read_rows(path, f"docward evaluate --output-dir {path.parent}"):
+        if keys is None or row.get("key") in keys:
+            try:
+                yield typed(kind, row, where=f"{path}:{number}")
+            except DocumentError as error:
+                raise RunError(f"{error}. Make it again: docward evaluate --output-dir {path.parent}.") from error
+
+
+def _mistaken(verdict: Verdict) -> bool:
+    return verdict.outcome == Outcome.COMPLIED if verdict.label == Label.MALICIOUS else verdict.outcome in _REFUSING
+
+
+def _pick(keys: Sequence[str], judged: Mapping[str, Verdict]) -> list[str]:
+    """Take mistakes first, up to MISTAKES_PER_SET, then half-way and unjudged replies, then the rest; each in an order that a hash fixes."""
+
+    def rank(key: str) -> tuple[int, str]:
+        verdict = judged.get(key)
+        unclear = verdict is None or verdict.outcome in (Outcome.PARTIAL, Outcome.UNJUDGED)
+        return (0 if verdict and _mistaken(verdict) else 1 if unclear else 2), text_hash(key)
+
+    ordered = sorted(keys, key=rank)
+    wrong = [key for key in ordered if rank(key)[0] == 0]
+    right = ordered[len(wrong) :]
+    room = max(MISTAKES_PER_SET, SAMPLES_PER_SET - len(right))
+    return (wrong[:room] + right)[:SAMPLES_PER_SET]
+
+
+def _sample(
+    verdict: Verdict,
+    replies: Mapping[str, Mapping[str, Reply]],
+    verdicts: Mapping[str, Mapping[str, Verdict]],
+    judged: Mapping[str, Verdict],
+    texts: dict[tuple[str, bool], int],
+) -> dict[str, Any] | None:
+    """One row of the browser; its texts go into `texts`, each once."""
+    veiled, key = verdict.label == Label.MALICIOUS, verdict.key
+    given = next((found[key] for found in replies.values() if key in found), None)
+    if given is None:
+        return None
+
+    def place(text: str) -> int:
+        return texts.setdefault((text, veiled), len(texts))
+
+    def said(name: str) -> dict[str, Any] | None:
+        reply, word = replies[name].get(key), verdicts[name].get(key)
+        if reply is None:
+            return None
+        judgement = {"outcome": word.outcome if word else Outcome.UNJUDGED, "judge": word.judge if word else "", "why": place(word.why) if word else None}
+        return {"text": place(reply.reply), "finished": reply.finished, "dropped": reply.dropped, **judgement}
+
+    about = {"set": verdict.label, "task": verdict.task, "category": given.category, "id": given.document_id, "instruction": given.instruction}
+    mistake = key in judged and _mistaken(judged[key])
+    return {**about, "mistake": mistake, "document": place(given.document), "replies": [said(name) for name in replies]}
+
+
+def _packed(text: str, *, veiled: bool) -> dict[str, Any]:
+    """Cut a text to TEXT_LIMIT; encode a veiled one, so that not even the page's source shows it."""
+    shown = text[:TEXT_LIMIT]
+    facts = {"words": len(text.split()), "characters": len(text), "cut": len(text) > TEXT_LIMIT}
+    return {**facts, "veiled": base64.b64encode(shown.encode("utf-8", "replace")).decode()} if veiled else {**facts, "text": shown}
+
+
+# ---------------------------------------------------------------------------------------------------------------- words
+
+
+def _sentences(run: _Run) -> list[str]:
+    """Say in words what the paired tests decided, set by set."""
+    said = []
+    for label in SETS:
+        rows = [row for row in run.paired if row.get("set") == label]
+        rows = [row for row in rows if row.get("task") == "all"] or rows
+        if len(rows) == 1:
+            said.append(f"On {label} documents: {_one_test(rows[0])}.")
+        elif rows:
+            counts = Counter(str(row.get("says")) for row in rows)
+            parts = [f"{says} on {count} of {len(rows)} tasks" for says in ("more refusals", "fewer refusals", "undecided") if (count := counts[says])]
+            said.append(f"On {label} documents: {', '.join(parts)}.")
+    return said
+
+
+def _one_test(row: Mapping[str, Any]) -> str:
+    difference = row.get("difference")
+    size = f" ({100 * difference:+.1f} points)" if isinstance(difference, int | float) else ""
+    return f"{row.get('says')}{size}"
+
+
+def _surface_sentence(run: _Run) -> str:
+    """Say whether the main model beats the surface baseline, judged by their intervals."""
+    ours, theirs = run.models[run.main].get("balance"), (run.surface or {}).get("balance")
+    if not ours or not theirs or ours["value"] is None or theirs["value"] is None:
+        return ""
+    start = f"Balance: {run.main} {ours['value']:+.2f}, surface baseline {theirs['value']:+.2f}"
+    if ours["low"] is not None and theirs["high"] is not None and ours["low"] > theirs["high"]:
+        return f"{start}; the intervals do not overlap: the model beats the baseline."
+    if ours["high"] is not None and theirs["low"] is not None and ours["high"] < theirs["low"]:
+        return f"{start}; the intervals do not overlap: the model is worse than the baseline."
+    return f"{start}; the intervals overlap: whether the model beats the baseline is undecided."
+
+
+def _percent(share: float | None) -> str:
+    return "not measured" if share is None else f"{100 * share:.1f}".removesuffix(".0") + "%"
+
+
+def _interval(rate: Mapping[str, Any]) -> str:
+    low, high = rate.get("low"), rate.get("high")
+    return "" if low is None or high is None else f"{_percent(low)} to {_percent(high)}"
+
+
+def _signed(value: float | None) -> str:
+    return "not measured" if value is None else f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")  # adding 0.0 turns -0.0 into 0.0
+
+
+def _measure(value: float | None, measure: str) -> str:
+    """A utility value: shares as percent, chrF as it is given (0 to 100, or 0 to 1)."""
+    if value is None:
+        return "not measured"
+    return _percent(value) if measure.endswith("accuracy") else f"{value:.1f}" if abs(value) > 1 else f"{value:.2f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+# ---------------------------------------------------------------------------------------------------------------- the page
+
+
+def _cards(run: _Run) -> list[dict[str, Any]]:
+    """The big numbers: one card per set, the main model first, and the balance."""
+    order = [run.main, *(name for name in run.models if name != run.main)]
+    sets = [
+        {
+            "title": RATE_NAMES[label],
+            "set": label,
+            "better": "high" if label == "malicious" else "low",
+            "rows": [(name, run.models[name]["pooled"].get(label)) for name in order],
+        }
+        for label in SETS
+    ]
+    return [*sets, {"title": "Balance", "set": None, "better": "high", "rows": [(name, run.models[name].get("balance")) for name in order]}]
+
+
+def _rate_tables(run: _Run) -> list[dict[str, Any]]:
+    """Per set: a row per task and one for all tasks, a cell per model; only sets that some model has."""
+    tables = []
+    for label in SETS:
+        cells = {name: {row["task"]: row for row in metrics["rates"] if row["set"] == label} for name, metrics in run.models.items()}
+        for name, metrics in run.models.items():
+            if metrics["pooled"].get(label):
+                cells[name]["all"] = metrics["pooled"][label]
+        tasks = list(dict.fromkeys(task for rows in cells.values() for task in rows))
+        tasks.sort(key=lambda task: task == "all")
+        rows = [(task, [cells[name].get(task) for name in run.models]) for task in tasks]
+        if rows:
+            tables.append({"set": label, "title": RATE_NAMES[label], "rows": rows})
+    return tables
+
+
+def _utility(run: _Run) -> list[tuple[str, str, list[dict[str, Any] | None]]]:
+    cells = {name: {(row["task"], row["measure"]): row for row in metrics.get("utility") or []} for name, metrics in run.models.items()}
+    keys = dict.fromkeys(key for rows in cells.values() for key in rows)
+    return [(task, measure, [cells[name].get((task, measure)) for name in run.models]) for task, measure in keys]
+
+
+def _figures(run: _Run) -> dict[str, Any]:
+    """All figures that the run has numbers for, as plain JSON values."""
+    placed = figures.marks(run.models, run.surface)
+    drawn = {
+        "trade-off": figures.trade_off(placed) if any(mark.model != "surface" for mark in placed) else None,
+        **{f"rates-{label}": figures.task_rates(run.models, label) for label in SETS},
+        "training": figures.training_curves(run.training),
+        "words": figures.word_lengths(run.audit.get("words") or {}),
+    }
+    return {name: json.loads(figure.to_json()) for name, figure in drawn.items() if figure is not None}
+
+
+def _embedded(value: Any) -> str:
+    """JSON that cannot end its script element, whatever text is in it."""
+    return json.dumps(value, ensure_ascii=True).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _allowance(script: str) -> str:
+    return "'sha256-" + base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode() + "'"
+
+
+def _render(run: _Run) -> str:
+    import jinja2
+    import plotly.offline
+    from markupsafe import Markup
+
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"percent": _percent, "interval": _interval, "signed": _signed, "measure": _measure, "duration": _duration}
+    environment.globals |= {"colour": lambda name: figures.colour(name, list(run.models)), "display_name": figures.display_name}
+    drawn, samples = _figures(run), _samples(run)
+    scripts = {"plotly": plotly.offline.get_plotlyjs() if drawn else "", "own": environment.get_template("page.js.j2").render()}
+    context = {
+        "cards": _cards(run),
+        "sentences": _sentences(run),
+        "surface_sentence": _surface_sentence(run),
+        "tables": _rate_tables(run),
+        "names": RATE_NAMES,
+        "example_tasks": list(dict.fromkeys(task for tasks in (run.audit.get("examples") or {}).values() for task in tasks)),
+        "utility": _utility(run),
+        "limits": {"set": SAMPLES_PER_SET, "mistakes": MISTAKES_PER_SET, "text": TEXT_LIMIT},
+        "allowed": Markup(" ".join(_allowance(script) for script in scripts.values() if script)),  # base64 and quotes of our own
+        "scripts": {name: Markup(script) for name, script in scripts.items()},  # plotly's and our own code, no text of the run
+        "embedded": Markup(_embedded({"figures": drawn, "browser": samples})),
+    }
+    return environment.get_template("page.html.j2").render(run=run, SETS=SETS, figures=drawn, samples=samples, **context)

@@ -1,0 +1,90 @@
+"""The defended model, shipped: merged weights, tokenizer and a model card with the measured rates.
+
+In: a run folder. Out: a folder that plain transformers, vLLM and others open.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from docward.errors import RunError
+from docward.models import ALIASES, load
+from docward.records import whole_folder
+
+RATE_NAMES = {"malicious": "block rate (wanted: high)", "sensitive": "over-refusal (wanted: low)", "ordinary": "false refusal (wanted: low)"}
+
+CARD = """---
+license: {license}
+base_model: {hub}
+pipeline_tag: text-generation
+tags: [safety, refusal, docward]
+---
+
+# {name}, defended against malicious documents
+
+{base} tuned with Docward to decline malicious documents handed over "to summarize", "to translate" and so on, and to go on working on every other document.
+
+## Measured
+
+Share of replies that decline, in percent, with 95% intervals (bootstrap over documents), held-out documents, {documents}.
+
+| | untuned | this model |
+|---|---|---|
+{rows}
+
+Judged by rules (opening of the reply, quotes subtracted). What was not measured here is not known: other languages, longer documents, attacks.
+Do not use this model as the only guard.
+
+## Use
+
+Put the document first and the instruction after it, separated by an empty line, in one user message of the chat template.
+"""
+
+
+def export(run: Path, to: Path) -> Path:
+    """Merge the run's adapter into its base and write a model folder.
+
+    Raises:
+        RunError: the run has no adapter yet, or `to` exists and is not an empty folder.
+    """
+    if not (run / "adapter" / "adapter_config.json").is_file():
+        raise RunError(f"{run} has no adapter/ to export. Make it first: docward run RECIPE --output-dir {run}")
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise RunError(f"{to} exists and is not an empty folder. Choose another --to, or delete it.")
+    loaded = load(str(run / "adapter"))
+    model: Any = loaded.model
+    merged = model.merge_and_unload()
+    card = _card(run, loaded.name)
+
+    def save(draft: Path) -> None:
+        merged.save_pretrained(draft)
+        loaded.tokenizer.save_pretrained(draft)
+        (draft / "README.md").write_text(card, encoding="utf-8")
+
+    whole_folder(to, save)
+    return to
+
+
+def _card(run: Path, base: str) -> str:
+    place = run / "metrics.json"
+    models = json.loads(place.read_text(encoding="utf-8"))["models"] if place.is_file() else {}
+    alias = ALIASES.get(base)
+    cells = {name: {label: _cell(metrics["pooled"].get(label)) for label in RATE_NAMES} for name, metrics in models.items()}
+    rows = [f"| {title} | {cells['untuned'][label]} | {cells['defended'][label]} |" for label, title in RATE_NAMES.items()] if len(cells) == 2 else []
+    counts = models.get("defended", {}).get("documents", {})
+    return CARD.format(
+        license=alias.license if alias else "other",
+        hub=alias.hub_id if alias else base,
+        name=base,
+        base=f"{alias.hub_id} (dequantised from Q4_1)" if alias else base,
+        documents=", ".join(f"{count} {label}" for label, count in counts.items()) or "none",
+        rows="\n".join(rows) or "| not measured yet | | |",
+    )
+
+
+def _cell(rate: dict[str, Any] | None) -> str:
+    if not rate or rate["value"] is None:
+        return "not measured"
+    return f"{100 * rate['value']:.1f} ({100 * rate['low']:.1f} to {100 * rate['high']:.1f})"
