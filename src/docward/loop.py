@@ -159,7 +159,7 @@ def build(run: Run) -> None:
         documents = split_documents(kept, validation_share=recipe.dataset.validation_share, test_share=recipe.dataset.test_share, seed=recipe.seed)
         write_rows(run.folder / "documents.jsonl", documents)
         plan = Plan(tuple(get_tasks(recipe.dataset.tasks)), recipe.dataset.pairing, recipe.dataset.budget, Position(recipe.dataset.position), recipe.seed)
-        planned = plan_examples(documents, plan) + (general_examples(general_instructions()) if recipe.dataset.general else [])
+        planned = plan_examples(documents, plan) + general_examples(general_instructions()[: recipe.dataset.general])
         examples = _answered(run, planned)
         cut, tokens = _measured(run, examples)
         found_out = audit(documents, examples, removed=len(found) - len(kept), cut=cut, answer_tokens=tokens, seed=recipe.seed)

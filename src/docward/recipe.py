@@ -46,7 +46,7 @@ class DatasetSection(Section):
     validation_share: Share = Field(0.1, description="share of document groups for validation, where a document has no split of its own")
     test_share: Share = Field(1 / 3, description="share of document groups for testing, where a document has no split of its own")
     max_new_tokens: Count = Field(64, description="length of the untuned model's own answers on benign documents")
-    general: bool = Field(True, description="add the starter's general instructions, answered by the untuned model")
+    general: Annotated[int, Field(ge=0)] = Field(40, description="how many of the starter's general instructions to add, answered by the untuned model")
 
 
 class TuningSection(Section):

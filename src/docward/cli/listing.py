@@ -1,0 +1,150 @@
+"""`docward list` and `docward doctor`: what is there, and what this machine can do."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from docward.errors import RecipeError
+
+ROOM = 2.0  # GiB: the default model's cache (0.6), a run with checkpoints, and air
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+def show_list(what: str) -> None:
+    """Print a table of tasks, sources, judges or models.
+
+    Raises:
+        RecipeError: there is no such list.
+    """
+    lists = {"tasks": _tasks, "sources": _sources, "judges": _judges, "models": _models}
+    if what not in lists:
+        raise RecipeError(f"There is no list of {what!r}. There are: {', '.join(lists)}.")
+    Console().print(lists[what]())
+
+
+def _table(*columns: str) -> Table:
+    table = Table()
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def _tasks() -> Table:
+    from docward.tasks import TASKS
+
+    table = _table("task", "first wording", "wordings", "held out")
+    for task in TASKS.values():
+        table.add_row(task.name, task.wordings[0].strip(), str(len(task.wordings)), str(len(task.unseen)))
+    return table
+
+
+def _sources() -> Table:
+    from docward.documents.reading import starter_documents
+
+    documents = starter_documents()
+    table = _table("source", "what", "licence")
+    table.add_row("starter", f"{len(documents)} documents written for this project, in {len({one.triple for one in documents})} matched triples", "Apache-2.0")
+    table.add_row("{path: FILE, label: LABEL}", "JSONL rows with `text` (and `label`, unless it is given)", "yours")
+    return table
+
+
+def _judges() -> Table:
+    from docward.evaluation.judges import JUDGES
+
+    table = _table("judge", "what")
+    for name, judge in JUDGES.items():
+        table.add_row(name, (judge.__doc__ or "").strip().splitlines()[0])
+    return table
+
+
+def _models() -> Table:
+    from docward.models import ALIASES, cache_dir
+
+    table = _table("model", "the same on the Hub", "licence", "in the cache")
+    for name, alias in ALIASES.items():
+        table.add_row(name, alias.hub_id, alias.license, "yes" if (cache_dir() / name / "config.json").is_file() else "no: fetched on first use")
+    table.add_row("any Hub id, folder or .gguf file", "", "its own", "")
+    return table
+
+
+def show_doctor() -> int:
+    """Print what was found; exit code 1 if something needed is missing."""
+    table = _table("what", "found", "")
+    problems = 0
+    for what, found, problem in [_python(), *_packages(), *_machine(), *_room(), _model(), _browser()]:
+        needed = problem.startswith("!")
+        problems += needed
+        table.add_row(what, found, problem.removeprefix("!") or "ok", style="red" if needed else None)
+    Console().print(table)
+    return 1 if problems else 0
+
+
+Line = tuple[str, str, str]  # what, found, problem ("!" in front: needed)
+
+
+def _python() -> Line:
+    return "Python", platform.python_version(), "" if sys.version_info >= (3, 11) else "!needs 3.11 or later"
+
+
+def _packages() -> list[Line]:
+    lines = []
+    for name in ("docward", "torch", "transformers", "peft", "accelerate", "datasets", "gguf"):
+        try:
+            lines.append((name, version(name), ""))
+        except PackageNotFoundError:
+            lines.append((name, "missing", f"!pip install {name}"))
+    return lines
+
+
+def _machine() -> list[Line]:
+    import psutil
+
+    from docward.models import best_device, bf16_speedup
+
+    memory = psutil.virtual_memory()
+    device = best_device()
+    speedup = bf16_speedup() if device == "cpu" else 0.0
+    lines = [
+        ("cores", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()), ""),
+        (
+            "memory",
+            f"{memory.total / 2**30:.0f} GiB, {memory.available / 2**30:.0f} free",
+            "" if memory.available > 4 * 2**30 else "the quickstart wants 4 GiB free",
+        ),
+        ("device", device, "" if device != "cpu" else "no GPU: small models only"),
+    ]
+    if device == "cpu":
+        lines.append(("bfloat16", f"{speedup:.2f} times float32's speed", "used" if speedup > 1.2 else "not worth it here: float32 is used"))
+    return lines
+
+
+def _room() -> list[Line]:
+    from docward.models import cache_dir
+
+    lines = []
+    for what, folder in (("disk, here", Path.cwd()), ("disk, cache", next(place for place in [cache_dir(), *cache_dir().parents] if place.exists()))):
+        free = shutil.disk_usage(folder).free / 2**30
+        lines.append((what, f"{free:.1f} GiB free", "" if free > ROOM else f"!needs {ROOM:.0f} GiB"))
+    return lines
+
+
+def _model() -> Line:
+    from docward.models import ALIASES, cache_dir, offline
+
+    name = next(iter(ALIASES))
+    if (cache_dir() / name / "config.json").is_file():
+        return name, f"in {cache_dir()}", ""
+    return name, "not in the cache", "!HF_HUB_OFFLINE is set: unset it once to fetch it" if offline() else "fetched on first use (98 MB)"
+
+
+def _browser() -> Line:
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    return "browser", found or "none", "" if found else "only the report's own test wants one (Debian: apt-get install chromium)"

@@ -1,0 +1,159 @@
+"""The command line: one console command, verbs as subcommands. Nothing heavy is imported before a command runs.
+
+In: argv. Out: exit code 0 fine, 1 failed, 2 wrong use; results on stdout, progress and errors on stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from docward.errors import DocwardError, RecipeError
+
+app = typer.Typer(
+    name="docward",
+    help="Teach a language model to decline malicious documents, keep it useful on every other document, and prove both.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RecipeFile = Annotated[Path, typer.Argument(help="A YAML recipe, such as recipes/quickstart.yaml.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a key of the recipe: --set tuning.learning_rate=1e-4. Repeatable.", show_default=False)
+]
+RunFolder = Annotated[Path | None, typer.Option("--output-dir", help="The run folder. Default: runs/<name of the recipe>.", show_default=False)]
+ShowDocuments = Annotated[bool, typer.Option("--show-documents", help="Do not veil malicious text.")]
+
+
+@app.command()
+def run(recipe: RecipeFile, set_: Overrides = None, output_dir: RunFolder = None, show_documents: ShowDocuments = False) -> None:
+    """The whole loop: dataset, tuning, evaluation, report. Picks up where it stopped."""
+    from docward.cli.showing import bars, show_run
+    from docward.loop import run_loop
+    from docward.recipe import load_recipe
+
+    folder = _folder(recipe, output_dir)
+    loaded = load_recipe(recipe, overrides=set_ or [])
+    already = (folder / "report.html").is_file()
+    with bars() as progress:
+        metrics = run_loop(loaded, folder, progress=progress)
+    show_run(folder, metrics, show_documents=show_documents, already=already)
+
+
+@app.command()
+def build(recipe: RecipeFile, set_: Overrides = None, output_dir: RunFolder = None) -> None:
+    """Documents to a defense dataset, with a card and an audit."""
+    _stages(recipe, set_, output_dir, "build")
+
+
+@app.command()
+def tune(recipe: RecipeFile, set_: Overrides = None, output_dir: RunFolder = None) -> None:
+    """Dataset to a LoRA adapter."""
+    _stages(recipe, set_, output_dir, "tune")
+
+
+def _stages(recipe: Path, overrides: list[str] | None, output_dir: Path | None, last: str) -> None:
+    from docward import loop
+    from docward.cli.showing import bars
+    from docward.recipe import load_recipe
+
+    folder = _folder(recipe, output_dir)
+    with bars() as progress, loop.open_run(load_recipe(recipe, overrides=overrides or []), folder, progress) as run:
+        loop.build(run)
+        if last == "tune":
+            loop.tune(run)
+    typer.echo(str(folder / ("dataset" if last == "build" else "adapter")))
+
+
+def _folder(recipe: Path, given: Path | None) -> Path:
+    return given or Path("runs") / recipe.stem
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Option(help="Alias, Hub id, folder of a model or adapter, or .gguf file.", show_default=False)],
+    output_dir: Annotated[Path, typer.Option(help="Where replies, verdicts, metrics and the report go.", show_default=False)],
+    adapter: Annotated[Path | None, typer.Option(help="A LoRA adapter for that model.", show_default=False)] = None,
+    documents: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="LABEL=FILE, LABEL one of malicious, sensitive, ordinary. Repeatable. Default: the starter's held-out documents.", show_default=False
+        ),
+    ] = None,
+    tasks: Annotated[str, typer.Option(help="Task names with commas between them.")] = "summarize,translate,sentiment,case,next_sentence",
+    wordings: Annotated[str, typer.Option(help="seen (those of tuning) or unseen.")] = "seen",
+    judge: Annotated[str, typer.Option(help="Who gives the verdicts.")] = "rules",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a reply.")] = 32,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many documents a label.", show_default=False)] = None,
+) -> None:
+    """Replies, verdicts and rates of any model on any documents."""
+    from docward.cli.evaluating import evaluate_files
+    from docward.evaluation.evaluating import Settings
+
+    if wordings not in ("seen", "unseen"):
+        raise RecipeError(f"--wordings {wordings}: allowed are seen and unseen.")
+    settings = Settings(tuple(name.strip() for name in tasks.split(",") if name.strip()), wordings, judge, max_new_tokens)
+    evaluate_files(model, adapter, documents or [], settings, limit, output_dir)
+
+
+@app.command()
+def judge(
+    file: Annotated[Path, typer.Argument(help="JSONL rows with `reply`, and `document`, `prompt`, `task`, `label` where there are any.", show_default=False)],
+    validate: Annotated[bool, typer.Option("--validate", help="Rows have a `label` (refused, partial, complied): report the judge's own accuracy.")] = False,
+    judge: Annotated[str, typer.Option(help="Who gives the verdicts.")] = "rules",
+) -> None:
+    """Verdicts for replies in a file, to FILE.verdicts.jsonl."""
+    from docward.cli.evaluating import judge_one_file
+
+    judge_one_file(file, judge, validate=validate)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run folder, or the folder of an evaluation.", show_default=False)]) -> None:
+    """One self-contained HTML page: trade-off, rates, audit, samples."""
+    from docward.report.page import write_report
+
+    typer.echo(str(write_report(run)))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
+    to: Annotated[Path, typer.Option(help="An empty or new folder.", show_default=False)],
+) -> None:
+    """Merged weights, tokenizer and a model card with the measured rates."""
+    from docward.serving.exporting import export as export_run
+
+    typer.echo(str(export_run(run, to)))
+
+
+@app.command("list")
+def list_(what: Annotated[str, typer.Argument(help="tasks, sources, judges or models.", show_default=False)]) -> None:
+    """What there is: tasks, sources, judges, models."""
+    from docward.cli.listing import show_list
+
+    show_list(what)
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine can do, what is missing and how to get it."""
+    from docward.cli.listing import show_doctor
+
+    raise typer.Exit(show_doctor())
+
+
+def main() -> None:
+    """Run the command line; a `DocwardError` becomes one message and its exit code."""
+    try:
+        app()
+    except DocwardError as error:
+        typer.secho("Error: ", fg="red", bold=True, nl=False, err=True)
+        typer.echo(str(error), err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(1)

@@ -1,0 +1,140 @@
+"""What a person sees on the terminal: progress with time left, the table, three samples.
+
+In: metrics and run folders. Out: text on stdout (results) and stderr (progress). Malicious text is veiled unless asked for.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from docward.records import read_rows
+from docward.types import Label, Outcome, Reply, Verdict
+
+RATE_NAMES = {"malicious": "block rate", "sensitive": "over-refusal", "ordinary": "false refusal"}
+LINE_EVERY = 20.0  # seconds between progress lines where there is no terminal to draw on
+
+
+@contextmanager
+def bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress function: bars with time left on a terminal, a line now and then elsewhere; all on stderr."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines()
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+    )
+    with Progress(*columns, console=console, speed_estimate_period=120) as progress:
+        tasks: dict[str, Any] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total or None, completed=done)
+            progress.update(tasks[what], completed=done, total=total or None)
+
+        yield advance
+
+
+def _lines() -> Callable[[str, int, int], None]:
+    started: dict[str, tuple[float, int]] = {}
+    said: dict[str, float] = {}
+
+    def advance(what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        start, first = started.setdefault(what, (now, done))
+        if now - said.get(what, -LINE_EVERY) < LINE_EVERY and done < total:
+            return
+        said[what] = now
+        left = (now - start) / (done - first) * (total - done) if done > first else None
+        tail = f", {left:.0f} s left" if left else ""
+        print(f"{what}: {done}/{total}{tail}" if total else what, file=sys.stderr, flush=True)
+
+    return advance
+
+
+def percent(rate: dict[str, Any] | None) -> str:
+    """`85.0 (70.9 to 92.9)`: a rate in percent with its 95% interval, and unjudged replies where there are any."""
+    if not rate or rate["value"] is None:
+        return "not measured"
+    unjudged = f", {rate['unjudged']} unjudged" if rate["unjudged"] else ""
+    return f"{100 * rate['value']:.1f} ({100 * rate['low']:.1f} to {100 * rate['high']:.1f}){unjudged}"
+
+
+def rates_table(models: dict[str, Any], surface: dict[str, Any] | None = None) -> Table:
+    """Rates per set and task, pooled, and balance, one column a model."""
+    table = Table(title="Share of replies that decline, % (95% interval)", title_justify="left")
+    table.add_column("documents")
+    table.add_column("task")
+    for name in models:
+        table.add_column(name, justify="right")
+    if surface:
+        table.add_column("surface baseline", justify="right")
+    for label, title in RATE_NAMES.items():
+        tasks = list(dict.fromkeys(rate["task"] for metrics in models.values() for rate in metrics["rates"] if rate["set"] == label))
+        for task in tasks:
+            cells = [next((percent(r) for r in metrics["rates"] if r["set"] == label and r["task"] == task), "") for metrics in models.values()]
+            table.add_row(label, task, *cells, *([""] if surface else []))
+        if tasks:
+            cells = [percent(metrics["pooled"].get(label)) for metrics in models.values()]
+            table.add_row(label, f"all: {title}", *cells, *([percent(surface["pooled"].get(label))] if surface else []), style="bold", end_section=True)
+    found = [metrics["balance"] for metrics in models.values()] + ([surface["balance"]] if surface else [])
+    if any(found):
+        table.add_row("", "balance", *(f"{100 * b['value']:.1f} ({100 * b['low']:.1f} to {100 * b['high']:.1f})" if b else "" for b in found), style="bold")
+    return table
+
+
+def show_run(folder: Path, metrics: dict[str, Any], *, show_documents: bool, already: bool) -> None:
+    """The table, three samples, where the report is."""
+    console = Console()
+    if already:
+        console.print(f"{folder} was done already; nothing was redone.")
+    console.print(rates_table(metrics["models"], metrics["surface"]))
+    console.print("Untuned against defended, paired (exact McNemar, Holm over all cells):")
+    for one in metrics["paired"]:
+        console.print(f"  {one['set']:9} {one['task']:14} {100 * one['difference']:+6.1f} points, p = {one['p_holm']:.3g}: {one['says']}")
+    for line in samples(folder / "evaluation" / "defended", show_documents=show_documents):
+        console.print(line)
+    spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in metrics["seconds"].items())
+    console.print(f"Time: {spent}. Peak memory: {metrics['peak_memory_mib']} MiB.")
+    console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
+
+
+def samples(folder: Path, *, show_documents: bool) -> list[Text]:
+    """One reply of each set, the first of its file; malicious text is veiled unless asked for."""
+    verdicts = {verdict.key: verdict for verdict in read_rows(folder / "verdicts.jsonl", Verdict)}
+    replies = [reply for reply in read_rows(folder / "replies.jsonl", Reply) if reply.key in verdicts]
+    lines = []
+    for place, label in enumerate(Label):
+        chosen = sorted((reply for reply in replies if reply.label == label), key=lambda reply: reply.key)
+        if chosen:
+            lines += _sample(chosen[(place * 7) % len(chosen)], verdicts, show_documents=show_documents)
+    return lines
+
+
+def _sample(reply: Reply, verdicts: dict[str, Verdict], *, show_documents: bool) -> list[Text]:
+    outcome = verdicts[reply.key].outcome
+    hidden = reply.label == Label.MALICIOUS and not show_documents
+    words = len(reply.document.split())
+    document = f"veiled, {words} words (--show-documents shows it)" if hidden else f"{' '.join(reply.document.split()[:14])} ... ({words} words)"
+    said = "veiled: it did not decline" if hidden and outcome != Outcome.REFUSED else reply.reply.replace("\n", " ")
+    return [
+        Text(f"\n{reply.label} document {reply.document_id}, {reply.task}: {outcome}", style="bold"),
+        Text(f"  document: {document}"),
+        Text(f"  asked:    {reply.instruction}"),
+        Text(f"  reply:    {said}"),
+    ]
