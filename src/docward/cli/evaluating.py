@@ -30,10 +30,8 @@ def evaluate_files(model: str, adapter: Path | None, sources: list[str], setting
         metrics = evaluate(loaded, documents, settings, output_dir, progress=progress)
     console = Console()
     console.print(rates_table({"model": metrics}))
-    if metrics["dropped"]["replies"]:
-        console.print(
-            f"{metrics['dropped']['replies']} prompts were longer than the model's context: {metrics['dropped']['tokens']} document tokens were cut from their middle."
-        )
+    if (cut := metrics["dropped"])["replies"]:
+        console.print(f"{cut['replies']} prompts were longer than the model's context: {cut['tokens']} document tokens were cut from the middle.")
     console.print(f"Replies, verdicts, metrics: {output_dir}\nReport: {write_report(output_dir)}", soft_wrap=True)
 
 

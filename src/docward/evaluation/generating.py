@@ -104,6 +104,8 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
 def _answer(loaded: Loaded, groups: list[list[list[int]]], new: int, *, share: bool) -> list[tuple[str, bool]]:
     import torch
 
+    from docward.evaluation.caching import spread
+
     model: Any = loaded.model
     rows = [row for group in groups for row in group]
     shared = [common_prefix(group) for group in groups] if share else [0] * len(groups)
@@ -112,7 +114,7 @@ def _answer(loaded: Loaded, groups: list[list[list[int]]], new: int, *, share: b
             heads, head_mask = _left_padded([group[0][:size] for group, size in zip(groups, shared, strict=True)], loaded)
             cache = model(input_ids=heads, attention_mask=head_mask, position_ids=_positions(head_mask), use_cache=True, logits_to_keep=1).past_key_values
             owner = torch.tensor([index for index, group in enumerate(groups) for _ in group], device=heads.device)
-            cache.batch_select_indices(owner)
+            spread(cache, owner, room=new + max(len(row) for row in rows) - min(shared))
             tails, tail_mask = _left_padded([row[size:] for group, size in zip(groups, shared, strict=True) for row in group], loaded)
             given = {"input_ids": torch.cat([heads[owner], tails], 1), "attention_mask": torch.cat([head_mask[owner], tail_mask], 1), "past_key_values": cache}
         else:

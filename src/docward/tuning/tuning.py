@@ -71,7 +71,7 @@ def tune(
         ModelError: the model has no modules with the wanted names.
         StorageError: no disk space for a checkpoint or the adapter.
     """
-    from transformers import set_seed
+    from transformers import PrinterCallback, set_seed
 
     from docward.tuning.trainer import DefenseTrainer, Log, last_checkpoint, rows_of
 
@@ -84,6 +84,7 @@ def tune(
     model = with_lora(loaded, section)
     checkpoints = run / "checkpoints"
     trainer = DefenseTrainer(model=model, args=_arguments(section, checkpoints, seed, loaded), train_dataset=rows, seed=seed, pad=loaded.tokenizer.pad_token_id)
+    trainer.remove_callback(PrinterCallback)  # the library never prints
     trainer.add_callback(Log(run / "training.jsonl", lambda: trainer, clock, progress))
     start = last_checkpoint(checkpoints) if checkpoints.is_dir() else None
     try:

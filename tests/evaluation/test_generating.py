@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from conftest import byte_tokenizer, some_documents
+from docward.evaluation.generating import Generated, Prompt, common_prefix, generate
+from docward.models import Loaded
+from docward.tasks import TASKS, document_for
+from docward.types import Position
+
+
+def prompts(groups: int = 3) -> list[Prompt]:
+    found = [
+        Prompt(f"{document.id}|{task.name}", document_for(task.name, document.text * (1 + place % 3)), task.wordings[0])
+        for place, document in enumerate(some_documents(groups))
+        for task in TASKS.values()
+    ]
+    return [*found, Prompt("general", "", "Say hello."), Prompt("before", "A short text.", "Do it.", Position.BEFORE)]
+
+
+def by_key(loaded: Loaded, asked: list[Prompt], **options) -> dict[str, Generated]:
+    return {one.key: one for batch in generate(loaded, asked, max_new_tokens=12, **options) for one in batch}
+
+
+def test_sharing_a_document_changes_no_reply(tiny):
+    assert by_key(tiny, prompts()) == by_key(tiny, prompts(), share=False)
+
+
+def test_sharing_a_document_changes_no_reply_of_the_real_model(real):
+    asked = prompts(1)
+    assert by_key(real, asked) == by_key(real, asked, share=False)
+
+
+def gemma3() -> Loaded:
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    tokenizer = byte_tokenizer()
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    layers = ["sliding_attention", "full_attention", "sliding_attention"]
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    model = Gemma3ForCausalLM(Gemma3TextConfig(vocab_size=len(tokenizer), sliding_window=24, layer_types=layers, max_position_embeddings=2048, **shape, **ends))
+    return Loaded("gemma", model.eval(), tokenizer, "gemma")
+
+
+def test_sharing_a_document_changes_no_reply_with_sliding_windows():
+    loaded = gemma3()
+    assert by_key(loaded, prompts()) == by_key(loaded, prompts(), share=False)
+
+
+@pytest.mark.parametrize("most", [1, 700, 100_000])
+def test_the_size_of_a_batch_changes_no_reply(tiny, most):
+    assert by_key(tiny, prompts(), max_batch_tokens=most) == by_key(tiny, prompts())
+
+
+def test_every_prompt_gets_one_reply(tiny):
+    keys = [one.key for batch in generate(tiny, prompts(), max_new_tokens=2, max_batch_tokens=900) for one in batch]
+    assert sorted(keys) == sorted(prompt.key for prompt in prompts())
+
+
+def test_a_document_longer_than_the_context_is_cut_and_counted(tiny):
+    reply = by_key(tiny, [Prompt("long", "word " * 1000, "Do it.")])["long"]
+    assert 0 < reply.dropped < 5000
+
+
+def test_a_common_prefix_leaves_each_row_a_token_of_its_own():
+    assert common_prefix([[1, 2, 3, 4], [1, 2, 5]]) == 2
+    assert common_prefix([[1, 2], [1, 2, 3]]) == 1
+    assert common_prefix([[1, 2, 3]]) == 2
