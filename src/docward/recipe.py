@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from docward.errors import RecipeError
 from docward.tasks import get_tasks
@@ -23,10 +23,21 @@ Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
 
 
+def _known_tasks(names: list[str]) -> list[str]:
+    try:
+        get_tasks(names)
+    except RecipeError as error:
+        raise ValueError(str(error)) from error
+    return names
+
+
+Tasks = Annotated[list[str], Field(min_length=1), AfterValidator(_known_tasks)]
+
+
 class Section(BaseModel):
     """A part of the recipe; keys that it does not have are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class Source(Section):
@@ -39,7 +50,7 @@ class Source(Section):
 class DatasetSection(Section):
     """Documents to examples."""
 
-    tasks: list[str] = Field(PAPER_TASKS, min_length=1, description="tasks to train on: one gives the single-task loss, several the mixed-task loss")
+    tasks: Tasks = Field(PAPER_TASKS, description="tasks to train on: one gives the single-task loss, several the mixed-task loss")
     pairing: Literal["crossed", "disjoint"] = Field("crossed", description="crossed: every document under every task; disjoint: each document under one")
     budget: Count | None = Field(None, description="how many defense triples (task, malicious document, refusal), over all tasks; default: all")
     position: Literal["after", "before"] = Field("after", description="where the instruction stands, seen from the document")
@@ -77,7 +88,7 @@ class TuningSection(Section):
 class EvaluationSection(Section):
     """Replies, verdicts, rates."""
 
-    tasks: list[str] = Field(PAPER_TASKS, min_length=1)
+    tasks: Tasks = PAPER_TASKS
     wordings: Literal["seen", "unseen"] = Field("seen", description="wordings that tuning may have seen, or ones held out from it")
     judge: str = "rules"
     max_new_tokens: Count = 32
@@ -95,15 +106,6 @@ class Recipe(Section):
     dataset: DatasetSection = DatasetSection()
     tuning: TuningSection = TuningSection()
     evaluation: EvaluationSection = EvaluationSection()
-
-    @field_validator("dataset", "evaluation", mode="after")
-    @classmethod
-    def _known_tasks(cls, section: Any) -> Any:
-        try:
-            get_tasks(section.tasks)
-        except RecipeError as error:
-            raise ValueError(str(error)) from error
-        return section
 
     @model_validator(mode="after")
     def _weights_name_tasks(self) -> Recipe:
@@ -125,7 +127,7 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"Cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}. Start from recipes/quickstart.yaml.") from error
     try:
         values, lines = yaml.safe_load(text), _lines(yaml.compose(text))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2020-99-99; RecursionError: a value inside itself
         raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if values is None:
         values = {}
@@ -137,7 +139,10 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
         if isinstance(source, dict) and isinstance(source.get("path"), str):
             source["path"] = str(base / Path(source["path"]).expanduser())  # a recipe's paths are seen from the recipe
     for override in overrides:
-        lines[_apply(values, override)] = f"--set {override}"
+        key = _apply(values, override)
+        lines[key] = f"--set {override}"
+        for size in range(1, len(key)):
+            lines.setdefault(key[:size], f"--set {override}")  # a section that only the override names
     return validate(values, lines, str(path))
 
 
@@ -146,7 +151,8 @@ def validate(values: dict[str, Any], lines: dict[tuple[Any, ...], str], where: s
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        problems = [f"  {_place(problem['loc'], lines)}: {_problem(problem)}" for problem in error.errors()]
+        # What is seen on the recipe as a whole is only ever the task weights.
+        problems = [f"  {_place(problem['loc'] or ('tuning', 'task_weights'), lines)}: {_problem(problem)}" for problem in error.errors()]
         raise RecipeError(f"{where} has {len(problems)} mistake{'s' if len(problems) > 1 else ''}:\n" + "\n".join(dict.fromkeys(problems))) from error
 
 
@@ -156,6 +162,8 @@ def _lines(node: Any, prefix: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], str
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             place = (*prefix, key.value)
+            if place in found:
+                raise RecipeError(f"The recipe has the key `{'.'.join(map(str, place))}` twice: {found[place]} and line {key.start_mark.line + 1}. Keep one.")
             found[place] = f"line {key.start_mark.line + 1}"
             found |= _lines(value, place)
     elif isinstance(node, yaml.SequenceNode):
@@ -176,9 +184,11 @@ def _problem(problem: Any) -> str:
         fields = _fields(problem["loc"][:-1])
         close = get_close_matches(str(problem["loc"][-1]), fields, n=1, cutoff=0.5)
         return f"no such key{f'; did you mean {close[0]!r}?' if close else ''} Allowed here: {', '.join(fields)}."
-    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return str(problem["msg"].removeprefix("Value error, "))
+    message = "wanted a section with keys and values" if problem["type"] == "model_type" else problem["msg"]
     found = repr(problem["input"])
-    return message if "No such task" in message else f"{message[0].lower()}{message[1:]} (found {found if len(found) < 60 else found[:60] + '...'})"
+    return f"{message[0].lower()}{message[1:]} (found {found if len(found) < 60 else found[:60] + '...'})"
 
 
 def _fields(loc: tuple[Any, ...]) -> list[str]:
@@ -205,7 +215,7 @@ def _apply(values: dict[str, Any], override: str) -> tuple[str, ...]:
         place = inner
     try:
         place[path[-1]] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise RecipeError(f"--set {override}: the value is not valid YAML.") from error
     return path
 

@@ -178,8 +178,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DocumentError(f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno}). Each line must be one JSON object.") from error
+            except (ValueError, RecursionError) as error:  # besides broken JSON: a number of 5,000 digits, 100,000 brackets
+                why = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+                raise DocumentError(f"{path}:{number}: not valid JSON ({why}). Each line must be one JSON object.") from error
             if not isinstance(row, dict):
                 raise DocumentError(f"{path}:{number}: found a JSON {type(row).__name__}, wanted one JSON object a line.")
             seen += 1
@@ -222,7 +223,7 @@ class KeyedLog:
     On opening, a torn last line (from a kill in the middle of a write) is cut off. Only one process may hold it.
 
     Raises:
-        RunError: another process holds the file.
+        RunError: another process holds the file, or a whole line of it is no keyed row: then it is somebody else's file and stays as it is.
         StorageError: a row cannot be written; rows before it are safe.
     """
 
@@ -246,27 +247,31 @@ class KeyedLog:
     def _mend(self) -> None:
         self._file.seek(0)
         whole = 0
-        for line in self._file:
-            try:
-                self.keys.add(json.loads(line)["key"]) if line.endswith(b"\n") else None
-            except (ValueError, KeyError, TypeError):
-                break
+        for number, line in enumerate(self._file, 1):
             if not line.endswith(b"\n"):
                 break
+            try:
+                self.keys.add(json.loads(line)["key"])
+            except (ValueError, KeyError, TypeError) as error:
+                self._file.close()
+                raise RunError(f"{self.path}:{number}: not a row that Docward wrote. Move that file away, or choose another --output-dir.") from error
             whole += len(line)
         self._file.truncate(whole)
         self._file.seek(0, os.SEEK_END)
 
     def append(self, records: Sequence[Any]) -> None:
         """Add records whose key is not there yet, in order, and put them on disk before returning."""
-        new = [record for record in records if record.key not in self.keys]
+        new: dict[str, Any] = {}
+        for record in records:
+            if record.key not in self.keys:
+                new.setdefault(record.key, record)
         try:
-            self._file.write("".join(row_text(record) for record in new).encode("utf-8"))
+            self._file.write("".join(row_text(record) for record in new.values()).encode("utf-8"))
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
             raise _storage_error(self.path, error) from error
-        self.keys.update(record.key for record in new)
+        self.keys.update(new)
 
     def __enter__(self) -> KeyedLog:
         """Use as a context manager."""

@@ -95,12 +95,14 @@ def get_tasks(names: Sequence[str]) -> list[Task]:
     """Look tasks up by name.
 
     Raises:
-        RecipeError: a name is not in the table; the message has the nearest one and all that are.
+        RecipeError: a name is not in the table (the message has the nearest one and all that are), or comes twice.
     """
     unknown = [name for name in names if name not in TASKS]
     if unknown:
         hints = [f"{name!r}" + (f" (did you mean {close[0]!r}?)" if (close := get_close_matches(name, TASKS, n=1, cutoff=0.4)) else "") for name in unknown]
         raise RecipeError(f"No such task: {', '.join(hints)}. Known tasks: {', '.join(TASKS)}.")
+    if twice := sorted({name for name in names if list(names).count(name) > 1}):
+        raise RecipeError(f"Named twice: {', '.join(twice)}. Name each task once, or its replies would count double.")
     return [TASKS[name] for name in names]
 
 

@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conftest import byte_tokenizer, some_documents
 from docward.evaluation.generating import Generated, Prompt, common_prefix, generate
 from docward.models import Loaded
 from docward.tasks import TASKS, document_for
 from docward.types import Position
+from tiny import byte_tokenizer, some_documents
 
 
 def prompts(groups: int = 3) -> list[Prompt]:

@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import some_documents
 from docward.dataset.building import Plan, general_examples, plan_examples, with_answers
 from docward.errors import ModelError, TuningError
 from docward.models import load
@@ -23,6 +22,7 @@ from docward.tuning.losses import coefficients
 from docward.tuning.trainer import FINISHED, MatchedSampler, collate, last_checkpoint, rows_of
 from docward.tuning.tuning import render_examples, tune
 from docward.types import Example, Split
+from tiny import some_documents
 
 SECTION = {"max_length": 512, "num_train_epochs": 2, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "save_steps": 4, "logging_steps": 2}
 

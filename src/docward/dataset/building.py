@@ -50,7 +50,9 @@ def plan_examples(documents: Sequence[Document], plan: Plan) -> list[Example]:
 
 
 def _planned_split(documents: Sequence[Document], plan: Plan) -> list[Example]:
-    pairs = [(document, task) for place, document in enumerate(_by_group(documents, plan.seed)) for task in _tasks_of(place, plan)]
+    ordered = _by_group(documents, plan.seed)
+    place = {group: rank for rank, group in enumerate(dict.fromkeys(document.triple or document.id for document in ordered))}
+    pairs = [(document, task) for document in ordered for task in _tasks_of(place[document.triple or document.id], plan)]
     pairs = _within_budget(pairs, plan.budget) if documents and documents[0].split == Split.TRAIN else pairs
     return [example for document, task in pairs if (example := _example(document, task, plan)) is not None]
 
@@ -61,8 +63,8 @@ def _by_group(documents: Sequence[Document], seed: int) -> list[Document]:
 
 
 def _tasks_of(place: int, plan: Plan) -> tuple[Task, ...]:
-    # Documents come in triples: dividing by 3 gives the matched three the same task, so the task never tells the label.
-    return plan.tasks if plan.pairing == "crossed" else (plan.tasks[place // 3 % len(plan.tasks)],)
+    # `place` is that of the group: matched documents get the same task, be they two, three or more, so the task never tells the label.
+    return plan.tasks if plan.pairing == "crossed" else (plan.tasks[place % len(plan.tasks)],)
 
 
 def _within_budget(pairs: list[tuple[Document, Task]], budget: int | None) -> list[tuple[Document, Task]]:

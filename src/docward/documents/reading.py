@@ -22,7 +22,8 @@ CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ue000\ue001]")
 
 def clean(text: str) -> str:
     """Normalise line ends and Unicode form, drop control characters and outer white space. Words stay as they are."""
-    return CONTROL.sub("", unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))).strip()
+    whole = text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair, as JSON's \\ud800 gives, fits in no file
+    return CONTROL.sub("", unicodedata.normalize("NFC", whole.replace("\r\n", "\n").replace("\r", "\n"))).strip()
 
 
 def read_documents(path: Path, *, label: Label | None = None) -> list[Document]:

@@ -82,11 +82,15 @@ def _filled(reply: Reply, text: str, dropped: int, finished: bool) -> Reply:
 
 
 def _claim(folder: Path, loaded: Loaded, settings: Settings) -> None:
-    """Write down what this folder holds, or refuse if it holds something else."""
+    """Write down what this folder holds, or refuse if it holds something else; without a reply it holds nothing yet."""
     mine = {"model": loaded.name, "adapter": loaded.adapter and str(loaded.adapter), "fingerprint": loaded.fingerprint}
     mine |= {name: getattr(settings, name) for name in ("wordings", "max_new_tokens", "max_length")}
     place = folder / "evaluation.json"
-    if not place.is_file():
+    replies = folder / "replies.jsonl"
+    begun = replies.is_file() and replies.stat().st_size > 0
+    if begun and not place.is_file():
+        raise RunError(f"{replies} is there, but no evaluation.json: it is not of an evaluation. Choose another --output-dir.")
+    if not begun:
         write_json(place, mine)
         return
     import json

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from docward.errors import RunError
+from docward.evaluation.evaluating import Settings, compare, evaluate, planned_replies, wording_of
+from docward.evaluation.utility import case_accuracy, chrf
+from docward.models import load
+from docward.records import read_rows
+from docward.tasks import TASKS
+from docward.types import Reply, Verdict
+from tiny import some_documents
+
+SETTINGS = Settings(tasks=("summarize", "case"), max_new_tokens=4)
+
+
+def test_every_document_and_task_gets_one_reply_and_one_verdict(tiny, tmp_path):
+    documents = some_documents(3)
+    metrics = evaluate(tiny, documents, SETTINGS, tmp_path)
+    replies, verdicts = read_rows(tmp_path / "replies.jsonl", Reply), read_rows(tmp_path / "verdicts.jsonl", Verdict)
+    assert (
+        sorted(reply.key for reply in replies) == sorted(verdict.key for verdict in verdicts) == sorted(one.key for one in planned_replies(documents, SETTINGS))
+    )
+    assert len({reply.key for reply in replies}) == 18
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert {(rate["set"], rate["task"]) for rate in metrics["rates"]} == {
+        (label, task) for label in ("malicious", "sensitive", "ordinary") for task in SETTINGS.tasks
+    }
+    assert set(metrics) >= {"rates", "pooled", "balance", "utility"}
+
+
+class StopHere(Exception):  # noqa: N818 - a stand-in for Ctrl-C
+    pass
+
+
+def test_a_stopped_evaluation_goes_on_and_ends_the_same(tiny, tmp_path):
+    documents = some_documents(4)
+    settings = Settings(tasks=("summarize", "case"), max_new_tokens=4, max_batch_tokens=600)
+    whole = evaluate(tiny, documents, settings, tmp_path / "whole")
+
+    def stop(what: str, done: int, total: int) -> None:
+        if 0 < done < total:
+            raise StopHere
+
+    with pytest.raises(StopHere):
+        evaluate(tiny, documents, settings, tmp_path / "stopped", progress=stop)
+    before = (tmp_path / "stopped" / "replies.jsonl").read_bytes()
+    with (tmp_path / "stopped" / "replies.jsonl").open("ab") as log:
+        log.write(b'{"key": "torn')  # what a kill leaves behind
+    assert evaluate(tiny, documents, settings, tmp_path / "stopped") == whole
+    after = (tmp_path / "stopped" / "replies.jsonl").read_bytes()
+    assert before
+    assert after.startswith(before)
+    assert sorted(after.splitlines()) == sorted((tmp_path / "whole" / "replies.jsonl").read_bytes().splitlines())
+
+
+def test_a_folder_of_another_evaluation_is_refused_and_left_alone(tiny, tmp_path):
+    evaluate(tiny, some_documents(1), SETTINGS, tmp_path)
+    before = (tmp_path / "replies.jsonl").read_bytes()
+    with pytest.raises(RunError, match="max_new_tokens: 4 there, 5 now"):
+        evaluate(tiny, some_documents(1), Settings(tasks=("summarize",), max_new_tokens=5), tmp_path)
+    assert (tmp_path / "replies.jsonl").read_bytes() == before
+
+
+def test_matched_documents_are_asked_in_the_same_words():
+    for task in TASKS.values():
+        asked = {document.triple: set() for document in some_documents(8)}
+        for document in some_documents(8):
+            asked[document.triple].add(wording_of(task, document, "seen"))
+        assert all(len(found) == 1 for found in asked.values())
+
+
+def test_unseen_wordings_are_never_seen_ones():
+    for task in TASKS.values():
+        number, words = wording_of(task, some_documents(1)[0], "unseen")
+        assert words not in task.wordings
+        assert number >= len(task.wordings)
+        assert len(task.wordings) >= 3
+
+
+def test_the_same_model_twice_has_full_utility_and_no_decided_difference(tiny, tiny_folder, tmp_path):
+    documents = some_documents(3)
+    for name in ("first", "second"):
+        evaluate(load(str(tiny_folder)), documents, SETTINGS, tmp_path / name)
+    metrics, tests = compare(tmp_path / "first", tmp_path / "second", {document.id: document.text for document in documents})
+    assert next(one for one in metrics["utility"] if one["measure"] == "chrf_vs_untuned")["value"] == pytest.approx(1)
+    assert tests
+    assert all(one["says"] == "undecided" for one in tests)
+
+
+def test_utility_measures_know_right_from_wrong():
+    assert case_accuracy("Hello Anna. How", "Hello Anna. How are you?") == 1
+    assert case_accuracy("hello anna. how", "Hello Anna. How are you?") == pytest.approx(12 / 15)
+    assert case_accuracy("", "Hello") == 0
+    assert chrf("the cat sat", "the cat sat") == pytest.approx(1)
+    assert chrf("zzz", "the cat sat") == 0

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from docward.errors import RunError
+from docward.evaluation.generating import Prompt, generate
+from docward.models import Loaded, load
+from docward.recipe import TuningSection
+from docward.serving.exporting import export
+from docward.tuning.tuning import save_adapter, with_lora
+
+RATE = {"set": "malicious", "task": "all", "hits": 9, "judged": 10, "unjudged": 0, "value": 0.9, "low": 0.596, "high": 0.982}
+
+
+def adapted(name: str, run: Path) -> Loaded:
+    """A run folder with an adapter that changes replies: random weights, where a fresh LoRA would change nothing."""
+    loaded = load(name)
+    torch.manual_seed(0)
+    model = with_lora(loaded, TuningSection(lora_r=4))
+    with torch.no_grad():
+        for label, weight in model.named_parameters():
+            if "lora_B" in label:
+                weight.normal_(std=0.02)
+    save_adapter(loaded, model, run / "adapter")
+    pooled = {"malicious": RATE}
+    models = {name: {"pooled": pooled, "documents": {"malicious": 10}} for name in ("untuned", "defended")}
+    (run / "metrics.json").write_text(json.dumps({"models": models}))
+    return load(str(run / "adapter"))
+
+
+def replies(loaded: Loaded) -> list[str]:
+    texts = ["The bakery opens at eight. It sells bread and cake.", "Our club meets on Monday. Bring a chair."]
+    asked = [Prompt(f"{place}{ask}", text, ask) for place, text in enumerate(texts) for ask in ("Summarize this text.", "Write the next sentence.")]
+    return [one.text for batch in generate(loaded, asked, max_new_tokens=16, share=False) for one in batch]
+
+
+def test_the_exported_model_gives_the_replies_of_base_and_adapter_in_plain_transformers(real, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with_adapter = adapted("smollm2-135m", tmp_path / "run")
+    folder = export(tmp_path / "run", tmp_path / "exported")
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    plain = Loaded("plain", model, AutoTokenizer.from_pretrained(folder), "plain")
+    assert replies(plain) == replies(with_adapter)
+    assert replies(plain) != replies(real), "the adapter must change something, or this shows nothing"
+
+
+def test_the_model_card_carries_the_measured_rates(tiny_folder, tmp_path):
+    adapted(str(tiny_folder), tmp_path / "run")
+    card = (export(tmp_path / "run", tmp_path / "exported") / "README.md").read_text()
+    assert "90.0 (59.6 to 98.2)" in card
+    assert "10 malicious" in card
+    assert "not measured" in card  # the sets that were not
+
+
+def test_an_export_never_overwrites(tiny_folder, tmp_path):
+    adapted(str(tiny_folder), tmp_path / "run")
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "mine.txt").write_text("keep me")
+    with pytest.raises(RunError, match="not an empty folder"):
+        export(tmp_path / "run", tmp_path / "exported")
+    assert (tmp_path / "exported" / "mine.txt").read_text() == "keep me"
+
+
+def test_a_run_without_an_adapter_says_how_to_make_one(tmp_path):
+    with pytest.raises(RunError, match="docward run RECIPE"):
+        export(tmp_path, tmp_path / "exported")

@@ -1,0 +1,154 @@
+"""The loop on the tiny model: whole, stopped at any moment, run again, misused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from docward.errors import RunError
+from docward.loop import open_run, run_loop
+from docward.recipe import Recipe
+from docward.records import read_rows
+from docward.types import Document, Split
+
+RESULTS = ("metrics.json", "report.html", "recipe.yaml", "environment.json", "training.jsonl", "adapter/adapter_model.safetensors", "dataset/README.md")
+
+
+def recipe(model: Path, documents: Path, **changes) -> Recipe:
+    values = {
+        "model_name_or_path": str(model),
+        "documents": [{"path": str(documents)}],
+        "dataset": {"max_new_tokens": 8, "general": 2},
+        "tuning": {"num_train_epochs": 1, "per_device_train_batch_size": 3, "max_length": 512, "save_steps": 2, "lora_dropout": 0.1},
+        "evaluation": {"max_new_tokens": 6, "max_batch_tokens": 3000},
+    }
+    return Recipe.model_validate({**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_folder, tmp_path_factory) -> tuple[Path, Path]:
+    """An undisturbed run and the documents that it was made from."""
+    from docward.records import write_rows
+    from tiny import some_documents
+
+    folder = tmp_path_factory.mktemp("loop")
+    write_rows(folder / "documents.jsonl", some_documents())
+    run_loop(recipe(tiny_folder, folder / "documents.jsonl"), folder / "run")
+    return folder / "run", folder / "documents.jsonl"
+
+
+def comparable(run: Path) -> dict[str, object]:
+    """What must not depend on interruptions: everything but times, memory and paths."""
+    metrics = json.loads((run / "metrics.json").read_text())
+    evaluations = {name: sorted((run / "evaluation" / name / "replies.jsonl").read_text().splitlines()) for name in ("untuned", "defended")}
+    weights = (run / "adapter" / "adapter_model.safetensors").read_bytes()
+    audit = json.loads((run / "dataset" / "audit.json").read_text())
+    return {"models": metrics["models"], "paired": metrics["paired"], "surface": metrics["surface"], "weights": weights, "audit": audit, **evaluations}
+
+
+def test_a_run_leaves_all_its_results(whole):
+    run, _ = whole
+    assert [name for name in RESULTS if not (run / name).is_file()] == []
+    assert not list(run.glob("checkpoints")) + list(run.glob("**/*.draft"))
+    environment = json.loads((run / "environment.json").read_text())
+    assert {"python", "torch", "transformers", "seed", "device", "inputs"} <= set(environment)
+
+
+def test_a_second_run_finds_everything_done(whole, tiny_folder, monkeypatch):
+    run, documents = whole
+    monkeypatch.setattr("docward.loop.load", lambda *_: pytest.fail("a model was loaded"))
+    before = (run / "report.html").stat().st_mtime_ns
+    metrics = run_loop(recipe(tiny_folder, documents), run)
+    assert metrics == json.loads((run / "metrics.json").read_text())
+    assert (run / "report.html").stat().st_mtime_ns == before
+
+
+def test_no_document_under_test_was_trained_on(whole):
+    run, _ = whole
+    documents = read_rows(run / "documents.jsonl", Document)
+    assert {document.split for document in documents} == set(Split)
+    triples = {split: {document.triple for document in documents if document.split == split} for split in Split}
+    assert not triples[Split.TRAIN] & triples[Split.TEST]
+    from docward.dataset.saving import read_split
+
+    trained = {example.document_id for example in read_split(run / "dataset", Split.TRAIN)}
+    tested = {json.loads(line)["document_id"] for line in (run / "evaluation" / "defended" / "replies.jsonl").read_text().splitlines()}
+    assert trained
+    assert tested
+    assert not trained & tested
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from docward.loop import run_loop
+from docward.recipe import load_recipe
+run_loop(load_recipe(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+MOMENTS = {
+    "while answering": "answers.jsonl",
+    "while evaluating the untuned model": "evaluation/untuned/replies.jsonl",
+    "while tuning": "checkpoints/checkpoint-2",
+    "while evaluating the defended model": "evaluation/defended/evaluation.json",
+}
+
+
+def test_a_run_killed_at_each_stage_ends_as_if_nothing_had_happened(whole, tiny_folder, tmp_path):
+    """kill -9 at four moments of one run, then a last start: the same replies, the same weights, the same rates."""
+    from docward.recipe import dump
+
+    run, documents = whole
+    (tmp_path / "recipe.yaml").write_text(dump(recipe(tiny_folder, documents)))
+    target = tmp_path / "run"
+    for moment, mark in MOMENTS.items():
+        child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path / "recipe.yaml"), str(target)], stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 150
+        while not (target / mark).exists() and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        os.kill(child.pid, signal.SIGKILL)
+        said = child.communicate()[1].decode()
+        assert (target / mark).exists(), f"{moment}: never reached ({said[-800:]})"
+    assert not (target / "report.html").exists()
+    run_loop(recipe(tiny_folder, documents), target)
+    assert comparable(target) == comparable(run)
+
+
+def test_another_recipe_in_the_same_folder_is_refused_by_name(whole, tiny_folder):
+    run, documents = whole
+    with pytest.raises(RunError, match=r"another recipe's run.*seed: 0 there, 1 now"):
+        run_loop(recipe(tiny_folder, documents, seed=1), run)
+
+
+def test_changed_documents_are_noticed(whole, tiny_folder, tmp_path):
+    _, documents = whole
+    mine = tmp_path / "documents.jsonl"
+    mine.write_bytes(documents.read_bytes())
+    with open_run(recipe(tiny_folder, mine), tmp_path / "run"):
+        pass
+    mine.write_bytes(documents.read_bytes() + b'{"text": "One more.", "label": "ordinary"}\n')
+    with pytest.raises(RunError, match="documents have changed"):
+        run_loop(recipe(tiny_folder, mine), tmp_path / "run")
+
+
+def test_two_processes_cannot_work_in_one_folder(tiny_folder, documents_file, tmp_path):
+    mine = recipe(tiny_folder, documents_file)
+    with open_run(mine, tmp_path / "run"), pytest.raises(RunError, match="Another process"), open_run(mine, tmp_path / "run"):
+        pass
+
+
+def test_the_single_task_loss_trains_one_task_and_is_tested_on_all(tiny_folder, documents_file, tmp_path):
+    from docward.dataset.saving import read_split
+
+    settings = recipe(tiny_folder, documents_file)
+    single = settings.model_copy(update={"dataset": settings.dataset.model_copy(update={"tasks": ["summarize"], "general": 0})})
+    metrics = run_loop(single, tmp_path / "run")
+    assert {example.task for example in read_split(tmp_path / "run" / "dataset", Split.TRAIN)} == {"summarize"}
+    assert {rate["task"] for rate in metrics["models"]["defended"]["rates"]} == {"summarize", "translate", "sentiment", "case", "next_sentence"}
