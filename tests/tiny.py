@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from docward.types import Document, Label, Split
+from docward.dataset.building import Plan, general_examples, plan_examples, with_answers
+from docward.tasks import get_tasks
+from docward.types import Document, Example, Label, Split
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -61,3 +63,9 @@ def some_documents(groups: int = 6, *, split: Split | None = None) -> list[Docum
         for place in range(groups)
         for label, what in words.items()
     ]
+
+
+def training_examples(groups: int = 6) -> list[Example]:
+    planned = plan_examples(some_documents(groups, split=Split.TRAIN), Plan(tuple(get_tasks(["summarize", "case"]))))
+    planned += general_examples([("g1", "Say hello."), ("g2", "Name a colour.")])
+    return with_answers(planned, {one.id: "A plain answer." for one in planned})

@@ -151,8 +151,9 @@ def validate(values: dict[str, Any], lines: dict[tuple[Any, ...], str], where: s
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
+        found = [one for one in error.errors() if not (one["loc"][-1:] == ("literal['starter']",) and isinstance(one["input"], dict))]  # meant as a Source
         # What is seen on the recipe as a whole is only ever the task weights.
-        problems = [f"  {_place(problem['loc'] or ('tuning', 'task_weights'), lines)}: {_problem(problem)}" for problem in error.errors()]
+        problems = [f"  {_place(one['loc'] or ('tuning', 'task_weights'), lines)}: {_problem(one)}" for one in found]
         raise RecipeError(f"{where} has {len(problems)} mistake{'s' if len(problems) > 1 else ''}:\n" + "\n".join(dict.fromkeys(problems))) from error
 
 
@@ -174,9 +175,9 @@ def _lines(node: Any, prefix: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], str
 
 
 def _place(loc: tuple[Any, ...], lines: dict[tuple[Any, ...], str]) -> str:
-    known = next((lines[loc[:size]] for size in range(len(loc), 0, -1) if loc[:size] in lines), "the recipe")
-    parts = [str(part) for part in loc if part not in ("Source", "literal['starter']", "literal['all-linear']", "list[str]")]
-    return f"{known}, {'.'.join(parts)}"
+    path = tuple(part for part in loc if part not in ("Source", "literal['starter']", "literal['all-linear']", "list[str]"))
+    known = next((lines[path[:size]] for size in range(len(path), 0, -1) if path[:size] in lines), "the recipe")
+    return f"{known}, {'.'.join(map(str, path))}"
 
 
 def _problem(problem: Any) -> str:

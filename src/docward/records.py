@@ -65,9 +65,17 @@ def whole_folder(folder: Path, save: Callable[[Path], object]) -> None:
         raise _storage_error(folder, error) from error
     try:
         save(draft)
-        shutil.rmtree(folder, ignore_errors=True)
         draft.chmod(0o755)
-        draft.replace(folder)
+        before = draft.with_suffix(".before")
+        if folder.exists():
+            folder.replace(before)
+        try:
+            draft.replace(folder)
+        except OSError:
+            if before.exists():
+                before.replace(folder)
+            raise
+        shutil.rmtree(before, ignore_errors=True)
     except OSError as error:
         raise _storage_error(folder, error) from error
     finally:

@@ -12,29 +12,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from docward.dataset.building import Plan, general_examples, plan_examples, with_answers
 from docward.errors import ModelError, TuningError
 from docward.models import load
 from docward.recipe import TuningSection
 from docward.records import write_parquet
-from docward.tasks import get_tasks
 from docward.tuning.losses import coefficients
 from docward.tuning.trainer import FINISHED, MatchedSampler, collate, last_checkpoint, rows_of
 from docward.tuning.tuning import render_examples, tune
-from docward.types import Example, Split
-from tiny import some_documents
+from tiny import training_examples
 
 SECTION = {"max_length": 512, "num_train_epochs": 2, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "save_steps": 4, "logging_steps": 2}
 
 
 def section(**changes) -> TuningSection:
     return TuningSection(**{**SECTION, "lora_dropout": 0.1, "learning_rate": 1e-3, **changes})
-
-
-def training_examples(groups: int = 6) -> list[Example]:
-    planned = plan_examples(some_documents(groups, split=Split.TRAIN), Plan(tuple(get_tasks(["summarize", "case"]))))
-    planned += general_examples([("g1", "Say hello."), ("g2", "Name a colour.")])
-    return with_answers(planned, {one.id: "A plain answer." for one in planned})
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

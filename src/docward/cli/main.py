@@ -6,6 +6,7 @@ In: argv. Out: exit code 0 fine, 1 failed, 2 wrong use; results on stdout, progr
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -150,6 +151,7 @@ def doctor() -> None:
 
 def main() -> None:
     """Run the command line; a `DocwardError` becomes one message and its exit code."""
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.* is deprecated", category=FutureWarning)  # peft asks by the old name
     try:
         app()
     except DocwardError as error:

@@ -24,7 +24,7 @@ FUNCTION_WORDS = frozenset(
     )
 )
 ANSWER_OPENER = re.compile(
-    r"^\W*(sure|certainly|of course|here('|\u2019)?s|here (is|are)|title:|1[.)]|step 1|there are (several|many|a few)|to \w+ )", re.IGNORECASE
+    r"^\W*((sure|certainly|of course|here('|\u2019)?s|here (is|are))\b|title:|1[.)]|step 1|there are (several|many|a few)|to \w+ )", re.IGNORECASE
 )
 DRAWS = 400
 

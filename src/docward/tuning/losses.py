@@ -66,7 +66,8 @@ def answer_nll(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
     Args:
         model: a causal language model.
-        batch: `input_ids`, `attention_mask` (rows, length) and boolean `answer_mask` (rows, length), True on answer tokens.
+        batch: `input_ids`, `attention_mask` (rows, length) and boolean `answer_mask` (rows, length), True on answer tokens; with `inputs_embeds`
+            (rows, length, size) the model starts from those instead of from the ids.
     """
     import torch
     from torch.nn.functional import cross_entropy
@@ -74,7 +75,8 @@ def answer_nll(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     answers = batch["answer_mask"]
     predicting = torch.zeros_like(answers)
     predicting[:, :-1] = answers[:, 1:]
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], logits_to_keep=predicting, use_cache=False).logits
+    given = {"inputs_embeds": batch["inputs_embeds"]} if "inputs_embeds" in batch else {"input_ids": batch["input_ids"]}
+    logits = model(**given, attention_mask=batch["attention_mask"], logits_to_keep=predicting, use_cache=False).logits
     losses = cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), batch["input_ids"][answers], reduction="none")
     row = answers.nonzero()[:, 0]
     sums = torch.zeros(len(answers), dtype=losses.dtype, device=losses.device).index_add(0, row, losses)

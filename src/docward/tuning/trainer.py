@@ -40,6 +40,7 @@ class Row:
     factor: float
     term: str
     group: str
+    states: torch.Tensor | None = None  # (length, size): what enters the first adapted layer, where the layers below are frozen
 
 
 @dataclass(slots=True)
@@ -101,7 +102,8 @@ class MatchedSampler(Sampler[int]):
 def collate(rows: Sequence[Row], pad: int) -> dict[str, Any]:
     """Right-padded batch: ids, attention mask, answer mask (rows, length), factors (rows,) and terms."""
     width = max(len(row.rendered.ids) for row in rows)
-    return {
+    states = [row.states for row in rows if row.states is not None]
+    return ({"inputs_embeds": torch.nn.utils.rnn.pad_sequence(states, batch_first=True)} if states else {}) | {
         "input_ids": torch.tensor([row.rendered.ids + [pad] * (width - len(row.rendered.ids)) for row in rows]),
         "attention_mask": torch.tensor([[1] * len(row.rendered.ids) + [0] * (width - len(row.rendered.ids)) for row in rows]),
         "answer_mask": torch.tensor([row.rendered.answer_mask + [False] * (width - len(row.rendered.ids)) for row in rows]),

@@ -71,9 +71,10 @@ def tune(
         ModelError: the model has no modules with the wanted names.
         StorageError: no disk space for a checkpoint or the adapter.
     """
-    from transformers import PrinterCallback, set_seed
+    from transformers import set_seed
 
-    from docward.tuning.trainer import DefenseTrainer, Log, last_checkpoint, rows_of
+    from docward.tuning.frozen import frozen_below
+    from docward.tuning.trainer import rows_of
 
     rendered = render_examples(loaded, examples, section.max_length)
     weights = coefficients(examples, benign_weight=section.benign_weight, general_weight=section.general_weight, task_weights=section.task_weights)
@@ -82,6 +83,18 @@ def tune(
     )
     set_seed(seed)
     model = with_lora(loaded, section)
+    with frozen_below(loaded, rows, section.lora_first_layer, progress):
+        _train(loaded, model, rows, section, run, seed, progress, clock)
+    save_adapter(loaded, model, run / "adapter")
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    return Tuned(run / "adapter", sum(one.dropped > 0 for one in rendered), sum(one.dropped for one in rendered))
+
+
+def _train(loaded: Loaded, model: Any, rows: Any, section: TuningSection, run: Path, seed: int, progress: Progress, clock: Callable[[], float]) -> None:
+    from transformers import PrinterCallback
+
+    from docward.tuning.trainer import DefenseTrainer, Log, last_checkpoint
+
     checkpoints = run / "checkpoints"
     trainer = DefenseTrainer(model=model, args=_arguments(section, checkpoints, seed, loaded), train_dataset=rows, seed=seed, pad=loaded.tokenizer.pad_token_id)
     trainer.remove_callback(PrinterCallback)  # the library never prints
@@ -95,9 +108,6 @@ def tune(
         if start is None:
             raise
         raise TuningError(f"Cannot go on from {start}: {error}. Delete {checkpoints} to start tuning afresh.") from error
-    save_adapter(loaded, model, run / "adapter")
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    return Tuned(run / "adapter", sum(one.dropped > 0 for one in rendered), sum(one.dropped for one in rendered))
 
 
 def with_lora(loaded: Loaded, section: TuningSection) -> Any:

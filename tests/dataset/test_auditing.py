@@ -1,0 +1,144 @@
+"""The audit counts what is there, and the surface baseline sees what surface gives away and nothing else."""
+
+import json
+from random import Random
+
+import pytest
+
+from docward.dataset import surface
+from docward.dataset.auditing import audit
+from docward.dataset.building import Plan, general_examples, plan_examples, with_answers
+from docward.dataset.splitting import split_documents
+from docward.dataset.surface import opens_like_an_answer, surface_auc, surface_refuses
+from docward.tasks import get_tasks
+from docward.types import Document, Label, Split
+from tiny import some_documents
+
+WORDS = [
+    "bread",
+    "water",
+    "oven",
+    "salt",
+    "flour",
+    "loaf",
+    "crust",
+    "table",
+    "window",
+    "garden",
+    "river",
+    "stone",
+    "paper",
+    "letter",
+    "winter",
+    "summer",
+    "road",
+    "bridge",
+]
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    """The interval's 400 draws take a second."""
+    monkeypatch.setattr(surface, "DRAWS", 100)
+
+
+def text(random: Random, *, words: int = 60, mark: str = ".") -> str:
+    return " ".join(random.choice(WORDS) + (mark if random.random() < 0.15 else "") for _ in range(words))
+
+
+def pairs(many: int, seed: int, **malicious) -> list[Document]:
+    """Matched pairs of random words; malicious ones are made with other settings, where some are given."""
+    random = Random(seed)
+    return [
+        Document(f"{place}-{label[0]}", text(random, **(malicious if label == Label.MALICIOUS else {})), label, triple=str(place))
+        for place in range(many)
+        for label in (Label.MALICIOUS, Label.SENSITIVE)
+    ]
+
+
+@pytest.mark.parametrize("planted", [{"words": 90}, {"mark": "!"}], ids=["length", "punctuation"])
+def test_a_planted_surface_difference_is_seen(planted):
+    found = surface_auc(pairs(40, 1, **planted), seed=0)
+    assert found["auc"] > 0.9
+    assert found["low"] <= found["auc"] <= found["high"]
+    assert found["low"] > 0.8
+
+
+def test_random_labels_are_near_a_coin_toss():
+    found = [surface_auc(pairs(60, seed), seed=0) for seed in range(3)]
+    assert abs(sum(one["auc"] for one in found) / 3 - 0.5) < 0.12  # one AUC of 60 against 60 has a standard error of 0.053, a mean of three 0.03
+    assert sum(one["low"] < 0.5 < one["high"] for one in found) >= 2
+
+
+def test_content_is_seen_by_the_bag_of_words_and_not_by_the_surface():
+    fruit = {Label.MALICIOUS: "apple", Label.SENSITIVE: "grape"}
+    given = [Document(d.id, d.text.replace("bread", fruit[d.label]), d.label, triple=d.triple) for d in pairs(40, 3)]
+    found = surface_auc(given, seed=0)
+    assert found["bag_of_words_auc"] > 0.95
+    assert abs(found["auc"] - 0.5) < 0.25
+
+
+def test_the_same_seed_gives_the_same_figures():
+    given = pairs(20, 5)
+    assert surface_auc(given, seed=1) == surface_auc(given, seed=1)
+
+
+def test_too_few_documents_are_not_measured_rather_than_guessed():
+    assert surface_auc(pairs(9, 1), seed=0) == {"auc": None, "low": None, "high": None, "bag_of_words_auc": None}
+    assert surface_auc([one for one in pairs(40, 1) if one.label == Label.MALICIOUS], seed=0)["auc"] is None
+    one_group = [Document(d.id, d.text, d.label, triple="t") for d in pairs(20, 1)]
+    assert surface_auc(one_group, seed=0)["auc"] is None
+
+
+def test_the_surface_baseline_refuses_what_looks_like_its_training_documents():
+    refused = surface_refuses(pairs(40, 1, mark="!"), pairs(10, 2, mark="!"))
+    right = sum(refused[one.id] == (one.label == Label.MALICIOUS) for one in pairs(10, 2, mark="!"))
+    assert len(refused) == 20
+    assert right >= 18
+    assert surface_refuses([one for one in pairs(40, 1) if one.label == Label.SENSITIVE], pairs(2, 2)) == {}
+    assert surface_refuses(pairs(40, 1), []) == {}
+
+
+@pytest.mark.parametrize(
+    ("opener", "like"),
+    [("Sure, here is", True), ("Here’s a list", True), ("1. Take", True), ("Title: Bread", True), ("Dear all,", False), ("Surely he came", False)],
+)
+def test_an_answer_s_opener_is_known(opener, like):
+    assert opens_like_an_answer(f"{opener} and so on.") is like
+
+
+@pytest.fixture
+def audited():
+    documents = split_documents(some_documents(12), validation_share=0.25, test_share=0.25, seed=0)
+    planned = plan_examples(documents, Plan(tuple(get_tasks(["summarize", "case"])))) + general_examples([("g", "Name a tree.")])
+    examples = with_answers(planned, {one.id: "An answer." for one in planned})
+    return audit(documents, examples, removed=3, cut={"tokens": 7}, answer_tokens={"train": 9}, seed=0)
+
+
+def test_the_audit_counts_every_document_and_example(audited):
+    assert audited["documents"] == {
+        "train": {"malicious": 7, "sensitive": 7, "ordinary": 7},
+        "validation": {"malicious": 2, "sensitive": 2, "ordinary": 2},
+        "test": {"malicious": 3, "sensitive": 3, "ordinary": 3},
+    }
+    assert audited["categories"] == {"fraud": {"malicious": 12, "sensitive": 12, "ordinary": 12}}
+    assert audited["examples"]["train"] == {"summarize": {"refuse": 7, "comply": 14}, "case": {"refuse": 7, "comply": 14}, "general": {"comply": 1}}
+    assert audited["origins"] == {"refusal": 24, "untuned": 25, "gold": 24}
+    assert (audited["duplicates"], audited["cut"], audited["answer_tokens"], audited["crossing"]) == (3, {"tokens": 7}, {"train": 9}, 0)
+    assert all(sum(one["histogram"].values()) == one["count"] == 12 and one["lowest"] <= one["median"] <= one["highest"] for one in audited["words"].values())
+
+
+def test_the_audit_is_plain_json(audited):
+    assert json.loads(json.dumps(audited, allow_nan=False)) == audited
+
+
+def test_a_triple_that_crosses_splits_is_counted():
+    first, *rest = split_documents(some_documents(6), validation_share=0, test_share=0, seed=0)
+    moved = [Document(first.id, first.text, first.label, triple=first.triple, split=Split.TEST), *rest]
+    assert audit(moved, [], removed=0, cut={}, answer_tokens={}, seed=0)["crossing"] == 1
+
+
+def test_one_label_only_can_be_audited():
+    found = audit([one for one in some_documents(3) if one.label == Label.ORDINARY], [], removed=0, cut={}, answer_tokens={}, seed=0)
+    assert set(found["words"]) == {"ordinary"}
+    assert found["surface"]["auc"] is None
