@@ -114,14 +114,14 @@ def resolve(name: str) -> str:
         raise ModelError(f"{name} is a file, not a model folder and not a .gguf file. {known_models()}")
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return name  # a Hub id: transformers finds out
-    raise ModelError(f"No model is called {name!r}{_nearest(name)}. {known_models()}")
+    raise ModelError(f"No model is called {name!r}{_nearest(name)} {known_models()}")
 
 
 def _nearest(name: str) -> str:
     from difflib import get_close_matches
 
     close = get_close_matches(name, ALIASES, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {close[0]!r}?" if close else "."
 
 
 def _check_folder(path: Path) -> None:

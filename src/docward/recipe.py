@@ -65,6 +65,9 @@ class TuningSection(Section):
 
     benign_weight: Weight = 1.0
     general_weight: Weight = 0.2
+    decision_weight: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="share of an answer's loss on its first token, where the choice is made; 0: the paper's loss"
+    )
     task_weights: dict[str, Weight] = Field(default_factory=dict, description="weight of each task, scaled to sum 1; default: equal")
     max_length: Annotated[int, Field(ge=16)] = 1024
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4

@@ -1,6 +1,7 @@
 """The audit counts what is there, and the surface baseline sees what surface gives away and nothing else."""
 
 import json
+import re
 from random import Random
 
 import pytest
@@ -14,26 +15,7 @@ from docward.tasks import get_tasks
 from docward.types import Document, Label, Split
 from tiny import some_documents
 
-WORDS = [
-    "bread",
-    "water",
-    "oven",
-    "salt",
-    "flour",
-    "loaf",
-    "crust",
-    "table",
-    "window",
-    "garden",
-    "river",
-    "stone",
-    "paper",
-    "letter",
-    "winter",
-    "summer",
-    "road",
-    "bridge",
-]
+WORDS = ["bread", "water", "oven", "salt", "flour", "loaf", "crust", "table", "window", "garden", *sorted(surface.FUNCTION_WORDS)]
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +54,7 @@ def test_random_labels_are_near_a_coin_toss():
 
 def test_content_is_seen_by_the_bag_of_words_and_not_by_the_surface():
     fruit = {Label.MALICIOUS: "apple", Label.SENSITIVE: "grape"}
-    given = [Document(d.id, d.text.replace("bread", fruit[d.label]), d.label, triple=d.triple) for d in pairs(40, 3)]
+    given = [Document(d.id, re.sub("bread|water|oven|salt|flour", fruit[d.label], d.text), d.label, triple=d.triple) for d in pairs(40, 3)]
     found = surface_auc(given, seed=0)
     assert found["bag_of_words_auc"] > 0.95
     assert abs(found["auc"] - 0.5) < 0.25
@@ -94,7 +76,7 @@ def test_the_surface_baseline_refuses_what_looks_like_its_training_documents():
     refused = surface_refuses(pairs(40, 1, mark="!"), pairs(10, 2, mark="!"))
     right = sum(refused[one.id] == (one.label == Label.MALICIOUS) for one in pairs(10, 2, mark="!"))
     assert len(refused) == 20
-    assert right >= 18
+    assert right >= 16  # by chance: 0.006
     assert surface_refuses([one for one in pairs(40, 1) if one.label == Label.SENSITIVE], pairs(2, 2)) == {}
     assert surface_refuses(pairs(40, 1), []) == {}
 

@@ -152,6 +152,7 @@ def test_a_sentence_that_comes_twice_is_cut_where_it_is_taken():
     text = "Bake the bread for an hour. Then let it rest a while. Bake the bread for an hour. At last it is all done. Bake the bread for an hour."
     given = [Document(label, f"{text} {label} it is now, so there.", label, split=Split.TRAIN) for label in Label]
     for one in plan_examples(given, Plan(tuple(get_tasks(["next_sentence"])))):
+        assert one.document.count("Bake the bread") == 2, "cut at the third, which is the one that is asked for"
         if one.want == Want.COMPLY:
             assert f"{text} {one.label}".replace("\n", " ")[len(one.document) :].lstrip().startswith(one.response)
 

@@ -59,8 +59,11 @@ def _shares(tasks: Sequence[str], weights: Mapping[str, float] | None) -> dict[s
     return {task: weight / total for task, weight in given.items()}
 
 
-def answer_nll(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def answer_nll(model: Any, batch: Mapping[str, torch.Tensor], *, decision_weight: float = 0.0) -> torch.Tensor:
     """Mean negative log-likelihood of each row's answer tokens, in nats per token: shape (rows,), float32.
+
+    With a decision weight d it is (1 - d) * that mean + d * the value of the answer's first token: refusing or answering is chosen there, and a plain mean
+    gives that choice only one token's share of the gradient.
 
     The vocabulary product is done only at positions that predict an answer token.
 
@@ -68,6 +71,7 @@ def answer_nll(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         model: a causal language model.
         batch: `input_ids`, `attention_mask` (rows, length) and boolean `answer_mask` (rows, length), True on answer tokens; with `inputs_embeds`
             (rows, length, size) the model starts from those instead of from the ids.
+        decision_weight: d, from 0 (the paper's loss) to 1.
     """
     import torch
     from torch.nn.functional import cross_entropy
@@ -80,4 +84,6 @@ def answer_nll(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     losses = cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), batch["input_ids"][answers], reduction="none")
     row = answers.nonzero()[:, 0]
     sums = torch.zeros(len(answers), dtype=losses.dtype, device=losses.device).index_add(0, row, losses)
-    return sums / answers.sum(1)
+    lengths = answers.sum(1)
+    first = losses[lengths.cumsum(0) - lengths]
+    return (1 - decision_weight) * sums / lengths + decision_weight * first

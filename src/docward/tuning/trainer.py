@@ -117,10 +117,10 @@ class DefenseTrainer(Trainer):
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the nominal batch itself: short last batches then weigh what they hold, no more
 
-    def __init__(self, *, seed: int, pad: int, **options: Any) -> None:
+    def __init__(self, *, seed: int, pad: int, decision_weight: float, **options: Any) -> None:
         """Take TrainingArguments and a `Rows` data set as Trainer does; `pad` fills short rows."""
         super().__init__(data_collator=lambda rows: collate(rows, pad), **options)
-        self.order_seed, self.window = seed, Window()
+        self.order_seed, self.decision_weight, self.window = seed, decision_weight, Window()
         self.guessing = math.log(options["model"].config.vocab_size)  # nats per token of a uniform guess
 
     def _get_train_sampler(self, train_dataset: Any = None) -> MatchedSampler:
@@ -129,7 +129,7 @@ class DefenseTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The batch's part of L: sum of factor * nll over its rows, divided by the nominal number of rows in a step."""
-        nll = answer_nll(model, inputs)
+        nll = answer_nll(model, inputs, decision_weight=self.decision_weight)
         for term, value in zip(inputs["terms"], nll.detach().tolist(), strict=True):
             self.window.terms[term].append(value)
         self._check(nll.detach().mean().item())

@@ -96,7 +96,14 @@ def _train(loaded: Loaded, model: Any, rows: Any, section: TuningSection, run: P
     from docward.tuning.trainer import DefenseTrainer, Log, last_checkpoint
 
     checkpoints = run / "checkpoints"
-    trainer = DefenseTrainer(model=model, args=_arguments(section, checkpoints, seed, loaded), train_dataset=rows, seed=seed, pad=loaded.tokenizer.pad_token_id)
+    trainer = DefenseTrainer(
+        model=model,
+        args=_arguments(section, checkpoints, seed, loaded),
+        train_dataset=rows,
+        seed=seed,
+        pad=loaded.tokenizer.pad_token_id,
+        decision_weight=section.decision_weight,
+    )
     trainer.remove_callback(PrinterCallback)  # the library never prints
     trainer.add_callback(Log(run / "training.jsonl", lambda: trainer, clock, progress))
     start = last_checkpoint(checkpoints) if checkpoints.is_dir() else None
