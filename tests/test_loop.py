@@ -25,7 +25,7 @@ def recipe(model: Path, documents: Path, **changes) -> Recipe:
     values = {
         "model_name_or_path": str(model),
         "documents": [{"path": str(documents)}],
-        "dataset": {"max_new_tokens": 8, "general": 2},
+        "dataset": {"max_new_tokens": 8, "general": 2, "validation_share": 0.25},
         "tuning": {"num_train_epochs": 1, "per_device_train_batch_size": 3, "max_length": 512, "save_steps": 2, "lora_dropout": 0.1},
         "evaluation": {"max_new_tokens": 6, "max_batch_tokens": 3000},
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -202,7 +203,7 @@ def _write_safetensors(gguf: Path, folder: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(**place)
         model: Any = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, IndexError, RuntimeError, struct.error) as error:
         raise ModelError(f"{gguf} cannot be read as a GGUF model: {error}") from error
     model.hf_quantizer = None  # it is plain float32 now, and must be saved as such
     if hasattr(model.config, "quantization_config"):
@@ -257,6 +258,7 @@ def _base_of(adapter: Path) -> str:
 
 def _load_base(name: str, *, device: str, dtype: str | None) -> tuple[Any, Any]:
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     place = resolve(name)
@@ -265,7 +267,7 @@ def _load_base(name: str, *, device: str, dtype: str | None) -> tuple[Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
         model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=wanted)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"The model {name!r} cannot be loaded: {first} {known_models()}") from error
     if tokenizer.pad_token is None:

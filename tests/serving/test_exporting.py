@@ -24,7 +24,7 @@ def adapted(name: str, run: Path) -> Loaded:
     with torch.no_grad():
         for label, weight in model.named_parameters():
             if "lora_B" in label:
-                weight.normal_(std=0.02)
+                weight.normal_(std=0.2)
     save_adapter(loaded, model, run / "adapter")
     pooled = {"malicious": RATE}
     models = {name: {"pooled": pooled, "documents": {"malicious": 10}} for name in ("untuned", "defended")}

@@ -52,7 +52,4 @@ def spread(cache: Any, owner: torch.Tensor, *, room: int) -> None:
         room: most tokens that will be added to a row.
     """
     for place, layer in enumerate(cache.layers):
-        if type(layer) is DynamicLayer:
-            cache.layers[place] = RoomyLayer(layer, owner, room)
-        else:  # sliding windows and others know best themselves
-            layer.batch_select_indices(owner)
+        cache.layers[place] = RoomyLayer(layer, owner, room)

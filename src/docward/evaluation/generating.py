@@ -75,9 +75,7 @@ def generate(
     rendered.sort(key=lambda group: -max(len(row.ids) for _, row in group))  # longest first: an estimate of the time left errs on the safe side
     for batch in _batches(rendered, max_new_tokens, max_batch_tokens):
         rows = [pair for group in batch for pair in group]
-        texts = _answer(
-            loaded, [[row.ids for _, row in group] for group in batch], max_new_tokens, share=share and not getattr(loaded.model, "_is_stateful", False)
-        )
+        texts = _answer(loaded, [[row.ids for _, row in group] for group in batch], max_new_tokens, share=share and can_share(loaded.model.config))
         yield [Generated(prompt.key, text, row.dropped, finished) for (prompt, row), (text, finished) in zip(rows, texts, strict=True)]
 
 
@@ -93,6 +91,17 @@ def _batches(groups: list[list[tuple[Prompt, Rendered]]], new: int, most: int) -
         rows, longest = rows + len(group), length
     if batch:
         yield batch
+
+
+def can_share(config: Any) -> bool:
+    """Whether all layers attend to everything before them: recurrent layers have no keys to share, and padding between document and instruction would use up
+    a sliding window.
+    """
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None)
+    if kinds is not None:
+        return set(kinds) == {"full_attention"}
+    return getattr(text, "sliding_window", None) is None and not getattr(text, "is_encoder_decoder", False)
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
