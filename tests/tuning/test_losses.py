@@ -114,3 +114,16 @@ def test_the_document_gets_no_gradient_as_a_label(tiny):
     predicting[:, :-1] = batch["answer_mask"][:, 1:]
     touched = logits.grad.abs().sum(-1) > 0
     assert torch.equal(touched, predicting)
+
+
+def test_the_decision_weight_moves_loss_to_the_first_answer_token_and_nothing_else(tiny):
+    rows, answers = some_rows()
+    batch = batch_of(rows, answers)
+    with torch.no_grad():
+        mean, first = answer_nll(tiny.model, batch), answer_nll(tiny.model, batch, decision_weight=1.0)
+        mixed = answer_nll(tiny.model, batch, decision_weight=0.25)
+        for row, own, value in zip(rows, answers, first, strict=True):
+            logits = tiny.model(input_ids=torch.tensor([row])).logits[0].log_softmax(-1)
+            assert value.item() == pytest.approx(-logits[len(row) - own - 1, row[len(row) - own]].item(), rel=1e-5)
+    torch.testing.assert_close(mixed, 0.75 * mean + 0.25 * first)
+    assert mean[2].item() == pytest.approx(first[2].item())  # an answer of one token is its own first token

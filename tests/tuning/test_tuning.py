@@ -88,13 +88,16 @@ def test_the_seed_decides_the_weights(tiny_folder, tmp_path):
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_tuning_lowers_every_term(tiny_folder, tmp_path):
-    tuned(tiny_folder, tmp_path, num_train_epochs=12, learning_rate=3e-2, lora_dropout=0.0)
-    log = [json.loads(line) for line in (tmp_path / "training.jsonl").read_text().splitlines()]
+def test_tuning_lowers_every_term(tiny_copy, tmp_path):
+    loaded = load(str(tiny_copy))
+    with torch.no_grad():
+        loaded.model.lm_head.weight.mul_(20)  # a random head is too flat for hidden states to say anything through it
+    tune(loaded, training_examples(), section(num_train_epochs=6, learning_rate=1e-2, lora_dropout=0.0), run=tmp_path / "run", seed=3)
+    log = [json.loads(line) for line in (tmp_path / "run" / "training.jsonl").read_text().splitlines()]
     for term in ("defense", "benign"):
         values = [row[term] for row in log if row[term] is not None]
-        assert values[-1] < 0.9 * values[0], term
-    assert not (tmp_path / "checkpoints").exists()
+        assert values[-1] < 0.8 * values[0], term
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def step_gradients(tiny_folder: Path, size: int, accumulation: int) -> dict[str, torch.Tensor]:

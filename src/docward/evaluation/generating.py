@@ -94,8 +94,9 @@ def _batches(groups: list[list[tuple[Prompt, Rendered]]], new: int, most: int) -
 
 
 def can_share(config: Any) -> bool:
-    """Whether all layers attend to everything before them: recurrent layers have no keys to share, and padding between document and instruction would use up
-    a sliding window.
+    """Whether all layers attend to everything before them.
+
+    Recurrent layers have no keys to share, and padding between document and instruction would use up a sliding window.
     """
     text = config.get_text_config()
     kinds = getattr(text, "layer_types", None)
