@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
-from docward.cli.showing import bars, rates_table
+from docward.cli.showing import bars, console, rates_table
 from docward.documents.reading import by_label, read_documents, starter_documents, unique_documents
 from docward.errors import DocumentError
 from docward.evaluation.evaluating import Settings, evaluate
@@ -28,11 +27,11 @@ def evaluate_files(model: str, adapter: Path | None, sources: list[str], setting
         progress(f"loading {model}", 0, 0)
         loaded = load(model, adapter=adapter)
         metrics = evaluate(loaded, documents, settings, output_dir, progress=progress)
-    console = Console()
-    console.print(rates_table({"model": metrics}))
+    out = console()
+    out.print(rates_table({"model": metrics}))
     if (cut := metrics["dropped"])["replies"]:
-        console.print(f"{cut['replies']} prompts were longer than the model's context: {cut['tokens']} document tokens were cut from the middle.")
-    console.print(f"Replies, verdicts, metrics: {output_dir}\nReport: {write_report(output_dir)}", soft_wrap=True)
+        out.print(f"{cut['replies']} prompts were longer than the model's context: {cut['tokens']} document tokens were cut from the middle.")
+    out.print(f"Replies, verdicts, metrics: {output_dir}\nReport: {write_report(output_dir)}", soft_wrap=True)
 
 
 def gather(sources: list[str], limit: int | None) -> list[Document]:
@@ -54,12 +53,12 @@ def gather(sources: list[str], limit: int | None) -> list[Document]:
 def judge_one_file(file: Path, judge: str, *, validate: bool) -> None:
     """Judge a file of replies; with labels, print how far the judge can be trusted."""
     found = judge_file(file, judge=get_judge(judge), validate=validate)
-    console = Console()
+    out = console()
     if found:
-        console.print(_validation_table(found))
+        out.print(_validation_table(found))
         for model, kappa in found.models.items():
-            console.print(f"  kappa on {model}: {_estimate(kappa)}")
-    console.print(f"Verdicts: {file}.verdicts.jsonl", soft_wrap=True)
+            out.print(f"  kappa on {model}: {_estimate(kappa)}")
+    out.print(f"Verdicts: {file}.verdicts.jsonl", soft_wrap=True)
 
 
 def _validation_table(found: Validation) -> Table:

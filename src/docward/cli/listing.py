@@ -9,9 +9,9 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
+from docward.cli.showing import console
 from docward.errors import RecipeError
 
 ROOM = 2.0  # GiB: the default model's cache (0.6), a run with checkpoints, and air
@@ -27,7 +27,7 @@ def show_list(what: str) -> None:
     lists = {"tasks": _tasks, "sources": _sources, "judges": _judges, "models": _models}
     if what not in lists:
         raise RecipeError(f"There is no list of {what!r}. There are: {', '.join(lists)}.")
-    Console().print(lists[what]())
+    console().print(lists[what]())
 
 
 def _table(*columns: str) -> Table:
@@ -83,7 +83,7 @@ def show_doctor() -> int:
         needed = problem.startswith("!")
         problems += needed
         table.add_row(what, found, problem.removeprefix("!") or "ok", style="red" if needed else None)
-    Console().print(table)
+    console().print(table)
     return 1 if problems else 0
 
 

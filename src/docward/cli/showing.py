@@ -21,14 +21,21 @@ from docward.records import read_rows
 from docward.types import Label, Outcome, Reply, Verdict
 
 RATE_NAMES = {"malicious": "block rate", "sensitive": "over-refusal", "ordinary": "false refusal"}
+PIPE_WIDTH = 130
 LINE_EVERY = 20.0  # seconds between progress lines where there is no terminal to draw on
+
+
+def console() -> Console:
+    """Where results go; a file or a pipe gets lines wide enough for the tables."""
+    out = Console()
+    return out if out.is_terminal else Console(width=PIPE_WIDTH)
 
 
 @contextmanager
 def bars() -> Iterator[Callable[[str, int, int], None]]:
     """A progress function: bars with time left on a terminal, a line now and then elsewhere; all on stderr."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    screen = Console(stderr=True)
+    if not screen.is_terminal:
         yield _lines()
         return
     columns = (
@@ -39,7 +46,7 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
         TextColumn("left"),
         TimeRemainingColumn(elapsed_when_finished=False),
     )
-    with Progress(*columns, console=console, speed_estimate_period=120) as progress:
+    with Progress(*columns, console=screen, speed_estimate_period=120) as progress:
         tasks: dict[str, Any] = {}
 
         def advance(what: str, done: int, total: int) -> None:
@@ -100,18 +107,18 @@ def rates_table(models: dict[str, Any], surface: dict[str, Any] | None = None) -
 
 def show_run(folder: Path, metrics: dict[str, Any], *, show_documents: bool, already: bool) -> None:
     """The table, three samples, where the report is."""
-    console = Console()
+    out = console()
     if already:
-        console.print(f"{folder} was done already; nothing was redone.")
-    console.print(rates_table(metrics["models"], metrics["surface"]))
-    console.print("Untuned against defended, paired (exact McNemar, Holm over all cells):")
+        out.print(f"{folder} was done already; nothing was redone.")
+    out.print(rates_table(metrics["models"], metrics["surface"]))
+    out.print("Untuned against defended, paired (exact McNemar, Holm over all cells):")
     for one in metrics["paired"]:
-        console.print(f"  {one['set']:9} {one['task']:14} {100 * one['difference']:+6.1f} points, p = {one['p_holm']:.3g}: {one['says']}")
+        out.print(f"  {one['set']:9} {one['task']:14} {100 * one['difference']:+6.1f} points, p = {one['p_holm']:.3g}: {one['says']}")
     for line in samples(folder / "evaluation" / "defended", show_documents=show_documents):
-        console.print(line)
+        out.print(line)
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in metrics["seconds"].items())
-    console.print(f"Time: {spent}. Peak memory: {metrics['peak_memory_mib']} MiB.")
-    console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
+    out.print(f"Time: {spent}. Peak memory: {metrics['peak_memory_mib']} MiB.")
+    out.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
 
 
 def samples(folder: Path, *, show_documents: bool) -> list[Text]:
