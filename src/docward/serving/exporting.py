@@ -22,9 +22,10 @@ pipeline_tag: text-generation
 tags: [safety, refusal, docward]
 ---
 
-# {name}, defended against malicious documents
+# {name}, tuned with Docward
 
-{base} tuned with Docward to decline malicious documents handed over "to summarize", "to translate" and so on, and to go on working on every other document.
+{base}, tuned to decline malicious documents handed over "to summarize", "to translate" and so on, and to go on working on every other document.
+How far it does is in the table.
 
 ## Measured
 
