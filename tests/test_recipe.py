@@ -85,6 +85,12 @@ def test_a_task_named_twice_is_refused_as_it_would_count_double(loaded, section)
     assert f"line 1, {section}.tasks: Named twice: case." in complaint(loaded, f"{section}: {{tasks: [case, summarize, case]}}")
 
 
+def test_unseen_wordings_of_a_task_of_one_s_own_must_be_there_to_be_tested_on(loaded):
+    text = "tasks: [{{name: risk, wordings: [Any risk here]{}}}]\nevaluation: {{tasks: [risk], wordings: unseen}}"
+    assert "line 2, evaluation.wordings: unseen wordings are wanted, and risk has none." in complaint(loaded, text.format(""))
+    assert loaded(text.format(", unseen: [Is it safe]")).task_table()["risk"].unseen == ("Is it safe",)
+
+
 def test_task_weights_may_name_only_tasks_that_are_trained(loaded):
     said = complaint(loaded, "dataset: {tasks: [case]}\ntuning:\n  task_weights: {case: 1, summarize: 2}\n")
     assert "\n  line 3, tuning.task_weights: tuning.task_weights names summarize, which dataset.tasks does not train on (case)." in said

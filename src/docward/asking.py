@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
@@ -134,7 +135,6 @@ class Answerer:
         self.total, self.done = total, 0
         self._loaded_teacher: Loaded | None = None
         self.sampled = {"kept": 0, "not a refusal": 0}
-        self._cache: AnswerCache | None = None
 
     def filled(self, examples: Sequence[Example]) -> list[Example]:
         """Examples with their answers; those without a usable one are dropped and counted, test ones stay as they are."""
@@ -190,19 +190,21 @@ class Answerer:
 
     def asked(self, examples: Sequence[Example], voice: Voice) -> dict[str, str]:
         """Replies by example id, from the cache where they are there."""
-        self._cache = self._cache or AnswerCache(cache_dir() / "answers.sqlite")
         keys = {one.id: answer_key(voice.fingerprint, one, settings=voice.settings) for one in examples}
-        known = self._cache.get(keys.values())
-        missing = {one.id: one for one in examples if keys[one.id] not in known}
-        self.done += len(examples) - len(missing)
-        self.progress(voice.title, self.done, max(self.total, self.done))
-        for batch in voice.answers(list(missing.values())) if missing else ():
-            fresh = {keys[name]: answer for name, answer in batch.items()}
-            self._cache.put(fresh)
-            known |= fresh
-            self.done += len(batch)
-            self.progress(voice.title, self.done, max(self.total, self.done))
+        with closing(AnswerCache(cache_dir() / "answers.sqlite")) as cache:
+            known = cache.get(keys.values())
+            missing = [one for one in examples if keys[one.id] not in known]
+            self._said(voice, len(examples) - len(missing))
+            for batch in voice.answers(missing) if missing else ():
+                fresh = {keys[name]: answer for name, answer in batch.items()}
+                cache.put(fresh)
+                known |= fresh
+                self._said(voice, len(batch))
         return {name: whole_sentences(*known[key]) for name, key in keys.items() if key in known}
+
+    def _said(self, voice: Voice, more: int) -> None:
+        self.done += more
+        self.progress(voice.title, self.done, max(self.total, self.done))
 
     def teacher_counts(self) -> dict[str, int] | None:
         """How many sampled refusals were kept, if any were sampled."""

@@ -271,6 +271,10 @@ def _name_problems(values: dict[str, Any]) -> Iterator[tuple[tuple[Any, ...], st
             get_tasks([name for name in names if isinstance(name, str)], table)
         except RecipeError as error:
             yield (section, "tasks"), str(error)
+    evaluation = _section(values, "evaluation")
+    without = [task["name"] for task in _list(values.get("tasks")) if isinstance(task, dict) and task.get("name") in own and not task.get("unseen")]
+    if evaluation.get("wordings") == "unseen" and (none := [name for name in without if name in _list(evaluation.get("tasks"))]):
+        yield ("evaluation", "wordings"), f"unseen wordings are wanted, and {', '.join(none)} has none. Give it some: unseen: [...]"
     weights, trained = _section(values, "tuning").get("task_weights"), _list(_section(values, "dataset").get("tasks")) or PAPER_TASKS
     if isinstance(weights, dict) and (stray := sorted(map(str, set(weights) - set(trained)))):
         yield (

@@ -6,13 +6,13 @@ from random import Random
 
 import pytest
 
-from docward.dataset.building import CASE_WORDS, GENERAL, Plan, excerpt, general_examples, plan_examples, with_answers
+from docward.dataset.building import CASE_WORDS, GENERAL, Plan, excerpt, general_examples, plan_examples
 from docward.documents.duplicates import words_of
 from docward.documents.reading import starter_documents
 from docward.errors import DocumentError
 from docward.tasks import TASKS, get_tasks
 from docward.types import Document, Label, Position, Split, Want
-from tiny import some_documents
+from tiny import some_documents, with_answers
 
 TASKS = {name: task for name, task in TASKS.items() if task.train}
 ALL = tuple(TASKS.values())

@@ -8,14 +8,14 @@ import yaml
 
 from docward.dataset import surface
 from docward.dataset.auditing import ExampleCounts, audit
-from docward.dataset.building import Plan, general_examples, plan_examples, with_answers
+from docward.dataset.building import Plan, general_examples, plan_examples
 from docward.dataset.saving import read_split, save_dataset
 from docward.dataset.splitting import split_documents
 from docward.errors import RunError, StorageError
 from docward.records import text_hash
 from docward.tasks import get_tasks
 from docward.types import Example, Split
-from tiny import some_documents
+from tiny import some_documents, with_answers
 
 NO_TEST = {"validation_share": 0.2, "test_share": 0}
 

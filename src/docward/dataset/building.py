@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 from typing import Protocol, TypeVar
 
@@ -211,9 +211,3 @@ def general_examples(instructions: Sequence[tuple[str, str]], *, split: Split = 
         )
         for name, instruction in instructions
     ]
-
-
-def with_answers(examples: Sequence[Example], answers: dict[str, str]) -> list[Example]:
-    """Fill in the untuned model's replies by example id; an example without a usable one is dropped."""
-    filled = (example if example.response else replace(example, response=answers.get(example.id, "")) for example in examples)
-    return [example for example in filled if example.response.strip()]

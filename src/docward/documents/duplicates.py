@@ -101,19 +101,15 @@ def _similarity(signatures: np.ndarray, left: np.ndarray, right: np.ndarray) -> 
 
 
 def clusters(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
-    """Join places by pairs; each place gets the lowest place of its cluster (union by lowest, with path halving)."""
-    lowest = list(range(count))
+    """Join places by pairs; each place gets the lowest place of its cluster."""
+    import numpy as np
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def find(place: int) -> int:
-        while lowest[place] != place:
-            lowest[place] = lowest[lowest[place]]
-            place = lowest[place]
-        return place
-
-    for left, right in pairs:
-        a, b = find(left), find(right)
-        lowest[max(a, b)] = min(a, b)
-    return [find(place) for place in range(count)]
+    links = np.array(list(pairs), dtype=np.int64).reshape(-1, 2)
+    graph = coo_array((np.ones(len(links)), (links[:, 0], links[:, 1])), shape=(count, count))
+    lowest: dict[int, int] = {}
+    return [lowest.setdefault(label, place) for place, label in enumerate(connected_components(graph, directed=False)[1].tolist())] if count else []
 
 
 def windows(text: str) -> set[int]:
