@@ -13,7 +13,7 @@ import docward
 
 ROOT = Path(docward.__file__).parent
 FOLDERS = ["documents", "dataset", "evaluation", "tuning", "study", "report", "serving", "cli"]  # each may import those before it
-JOINS_ALL = {"loop", "build", "asking", "__init__"}
+JOINS_ALL = {"loop", "build", "asking", "__init__", "__main__"}
 COMMANDS = ["", "run", "build", "tune", "evaluate", "judge", "report", "export", "list", "doctor"]
 CPU_SECONDS = 0.5
 

@@ -72,7 +72,7 @@ def with_answers(examples, answers):
     return [one for one in filled if one.response.strip()]
 
 
-def training_examples(groups: int = 6) -> list[Example]:
-    planned = plan_examples(some_documents(groups, split=Split.TRAIN), Plan(tuple(get_tasks(["summarize", "case"]))))
+def training_examples(groups: int = 6, tasks=("summarize", "case")) -> list[Example]:
+    planned = plan_examples(some_documents(groups, split=Split.TRAIN), Plan(tuple(get_tasks(list(tasks)))))
     planned += general_examples([("g1", "Say hello."), ("g2", "Name a colour.")])
     return with_answers(planned, {one.id: "A plain answer." for one in planned})

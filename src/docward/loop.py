@@ -24,6 +24,7 @@ from typing import Any
 
 import yaml
 
+from docward import processes
 from docward.build import build_dataset
 from docward.dataset.saving import read_split
 from docward.dataset.surface import surface_refuses
@@ -31,7 +32,7 @@ from docward.documents.sources import source_hash
 from docward.errors import DatasetError, RunError, StorageError, UsageError
 from docward.evaluation.evaluating import Settings, compare, evaluate
 from docward.evaluation.rates import balance, classifier_verdicts, pooled
-from docward.models import Loaded, best_device, load
+from docward.models import Loaded, best_device, is_adapter, load
 from docward.recipe import Recipe, dump
 from docward.records import read_rows, write_json, write_text
 from docward.tasks import get_tasks, system_prompt
@@ -65,11 +66,15 @@ class Run:
         try:
             yield
         finally:
-            stages = self.stages()
-            before = stages.get(name, {"seconds": 0.0, "peak_memory_mib": 0})
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-            stages[name] = {"seconds": round(before["seconds"] + time.monotonic() - start, 1), "peak_memory_mib": max(before["peak_memory_mib"], peak)}
-            write_json(self.folder / "stages.json", stages)
+            if not processes.rank():
+                self._note(name, time.monotonic() - start)
+
+    def _note(self, name: str, seconds: float) -> None:
+        stages = self.stages()
+        before = stages.get(name, {"seconds": 0.0, "peak_memory_mib": 0})
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        stages[name] = {"seconds": round(before["seconds"] + seconds, 1), "peak_memory_mib": max(before["peak_memory_mib"], peak)}
+        write_json(self.folder / "stages.json", stages)
 
     def stages(self) -> dict[str, Any]:
         """Seconds and peak memory (MiB) by stage, added up over restarts."""
@@ -88,6 +93,9 @@ def open_run(recipe: Recipe, folder: Path, progress: Progress = lambda *_: None)
         RunError: the folder holds another recipe's run, or its inputs have changed, or another process works in it.
         StorageError: it cannot be written.
     """
+    if processes.rank():  # process 0 holds the folder for all, and makes what is missing
+        yield Run(recipe, folder)
+        return
     fresh = not (folder / "recipe.yaml").is_file()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -154,21 +162,49 @@ def build(run: Run) -> dict[str, Any]:
 
 
 def tune(run: Run) -> None:
-    """Dataset to adapter."""
-    if (run.folder / "adapter" / "adapter_config.json").is_file():
+    """Dataset to adapter (or, without PEFT, to a whole model).
+
+    Raises:
+        RunError: the run has no dataset yet.
+    """
+    from docward.tuning.tuning import tune as tune_adapter
+    from docward.tuning.tuning import tuned_folder
+
+    if is_adapter(done := tuned_folder(run.folder)) or (done / "config.json").is_file():
         return
     if not (run.folder / "dataset" / "audit.json").is_file():
         raise RunError(f"{run.folder} has no dataset yet. Build it first: docward build RECIPE --output-dir {run.folder}")
-    from docward.tuning.tuning import tune as tune_adapter
-
     groups = {document.id: document.matched for document in read_rows(run.folder / "documents.jsonl", Document)}
     weights = json.loads((run.folder / "dataset" / "audit.json").read_text(encoding="utf-8")).get("task_weights")
     with run.stage("tune"):
         examples = read_split(run.folder / "dataset", Split.TRAIN)
-        tune_adapter(
-            run.untuned(), examples, run.recipe.tuning, run=run.folder, seed=run.recipe.seed, groups=groups, task_weights=weights, progress=run.progress
-        )
+        given: dict[str, Any] = {"groups": groups, "task_weights": weights, "probe": _probe(run), "progress": run.progress}
+        tune_adapter(_to_tune(run), examples, run.recipe.tuning, run=run.folder, seed=run.recipe.seed, **given)
         run._untuned = None  # tuning changed it in place
+
+
+def _to_tune(run: Run) -> Loaded:
+    """The model as tuning wants it: in fewer bits, in float32 where all its weights are trained, else the untuned one as it is."""
+    section = run.recipe.tuning
+    bits = 4 if section.load_in_4bit else 8 if section.load_in_8bit else None
+    if section.use_peft and bits is None:
+        return run.untuned()
+    run.progress(f"loading {run.recipe.model_name_or_path}", 0, 0)
+    return load(run.recipe.model_name_or_path, dtype=None if section.use_peft else "float32", bits=bits)
+
+
+def _probe(run: Run) -> Any:
+    """What the model is probed on while tuning: the first validation documents of each label, under the tasks that are trained."""
+    section = run.recipe.tuning
+    if section.eval_steps is None:
+        return None
+    from docward.tuning.probing import ProbePlan, probe_documents
+
+    documents = [document for document in read_rows(run.folder / "documents.jsonl", Document) if document.split == Split.VALIDATION]
+    tasks = tuple(get_tasks(run.recipe.dataset.tasks, run.recipe.task_table()))
+    evaluation = run.recipe.evaluation
+    settings = Settings(tasks, judge=evaluation.judge, max_new_tokens=section.eval_max_new_tokens, max_batch_tokens=evaluation.max_batch_tokens)
+    return ProbePlan(probe_documents(documents, section.eval_documents), settings, section.eval_steps, section.early_stopping_patience)
 
 
 def evaluate_model(run: Run, name: str) -> None:
@@ -176,12 +212,14 @@ def evaluate_model(run: Run, name: str) -> None:
     folder = run.folder / "evaluation" / name
     if (folder / "metrics.json").is_file():
         return
+    from docward.tuning.tuning import tuned_folder
+
     section = run.recipe.evaluation
     same = ("wordings", "judge", "max_new_tokens", "max_batch_tokens", "max_length")
     tasks = tuple(get_tasks(section.tasks, run.recipe.task_table()))
     settings = Settings(tasks, system_prompt(section.system_prompt), **{field: getattr(section, field) for field in same})
     with run.stage(f"evaluate {name}"):
-        loaded = run.untuned() if name == UNTUNED else load(str(run.folder / "adapter"))
+        loaded = run.untuned() if name == UNTUNED else load(str(tuned_folder(run.folder)))
         evaluate(loaded, test_documents(run), settings, folder, progress=lambda what, done, total: run.progress(f"{what} of the {name} model", done, total))
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from docward import processes
 from docward.errors import ModelError, StorageError
 from docward.records import file_hash, text_hash, whole_folder
 
@@ -228,7 +229,7 @@ def is_adapter(name: str | Path) -> bool:
     return (Path(name).expanduser() / "adapter_config.json").is_file()
 
 
-def load(name: str, *, adapter: str | Path | None = None, device: str | None = None, dtype: str | None = None) -> Loaded:
+def load(name: str, *, adapter: str | Path | None = None, device: str | None = None, dtype: str | None = None, bits: int | None = None) -> Loaded:
     """Load a model by name, in evaluation mode, with an adapter on top if one is given or `name` is one.
 
     Args:
@@ -236,6 +237,7 @@ def load(name: str, *, adapter: str | Path | None = None, device: str | None = N
         adapter: folder of a LoRA adapter for that model.
         device: `cpu`, `cuda`, ...; by default the best there is.
         dtype: `float32` or `bfloat16`; by default what is fast on that device.
+        bits: 4 (NF4 with double quantisation, arXiv 2305.14314) or 8, for weights that are not trained; wants the `bitsandbytes` extra.
 
     Raises:
         ModelError: a name that cannot be loaded; the message says what is known.
@@ -243,7 +245,7 @@ def load(name: str, *, adapter: str | Path | None = None, device: str | None = N
     if adapter is None and is_adapter(name):
         adapter = Path(name).expanduser()
         name = _base_of(adapter)
-    model, tokenizer = _load_base(name, device=device or best_device(), dtype=dtype)
+    model, tokenizer = _load_base(name, device=device or best_device(), dtype=dtype, bits=bits)
     fingerprint = _fingerprint(model)
     if adapter is not None:
         model, fingerprint = _with_adapter(model, Path(adapter), fingerprint)
@@ -295,7 +297,7 @@ def _not_loaded(name: str, error: Exception) -> ModelError:
     return ModelError(f"The model {name!r} cannot be loaded: {first} {known_models()}")
 
 
-def _load_base(name: str, *, device: str, dtype: str | None) -> tuple[Any, Any]:
+def _load_base(name: str, *, device: str, dtype: str | None, bits: int | None = None) -> tuple[Any, Any]:
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -305,10 +307,26 @@ def _load_base(name: str, *, device: str, dtype: str | None) -> tuple[Any, Any]:
     wanted = getattr(torch, dtype) if dtype else default_dtype(device)
     try:
         tokenizer = _tokenizer(place)
+        if bits:
+            return AutoModelForCausalLM.from_pretrained(place, dtype=wanted, quantization_config=_quantised(bits, wanted), device_map={"": device}), tokenizer
         model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=wanted)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _not_loaded(name, error) from error
     return model.to(device), tokenizer
+
+
+def _quantised(bits: int, dtype: torch.dtype) -> Any:
+    from importlib.util import find_spec
+
+    from transformers import BitsAndBytesConfig
+
+    config: Any = BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise ModelError(f"Weights in {bits} bits need the `bitsandbytes` extra: pip install 'docward[bitsandbytes]'.")
+    if bits == 8:
+        return config(load_in_8bit=True)
+    return config(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
 
 
 def _with_adapter(model: Any, adapter: Path, fingerprint: str) -> tuple[Any, str]:
@@ -338,18 +356,22 @@ PROBES = 15  # turns of a matrix product of each kind
 
 
 def best_device() -> str:
-    """`cuda` or another accelerator where there is one, else `cpu`."""
+    """`cuda` or another accelerator where there is one (this process's own, where a launcher started several), else `cpu`."""
     import torch
 
+    if processes.spread() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in {"1", "true"}:
+        return "cpu"
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found.type if found else "cpu"
+    if not found:
+        return "cpu"
+    return f"{found.type}:{processes.local_rank()}" if processes.count() > 1 else found.type
 
 
 def default_dtype(device: str) -> torch.dtype:
     """bfloat16 where it is the faster one, else float32."""
     import torch
 
-    return torch.bfloat16 if device != "cpu" or bf16_speedup() > 1.2 else torch.float32
+    return torch.bfloat16 if device != "cpu" or (processes.spread() and torch.accelerator.is_available()) or bf16_speedup() > 1.2 else torch.float32
 
 
 def bf16_speedup() -> float:

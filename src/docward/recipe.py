@@ -153,33 +153,59 @@ class DatasetSection(Section):
 
 
 class TuningSection(Section):
-    """Examples to a LoRA adapter. Names and meaning are those of transformers.TrainingArguments and peft.LoraConfig."""
+    """Examples to a LoRA adapter. Names and meaning are those of transformers.TrainingArguments, peft.LoraConfig and TRL's ModelConfig."""
 
     benign_weight: Weight = 1.0
     general_weight: Weight = 0.2
+    anchor_weight: Weight = Field(0.0, description="of the KL between the untuned and the tuned model on benign answers")
     decision_weight: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0, description="share of an answer's loss on its first token, where the choice is made; 0: the paper's loss"
     )
+    loss_on: Literal["answers", "everything"] = Field("answers", description="everything: documents and instructions are learned too, as the paper's code does")
     task_weights: dict[str, Weight] | Literal["susceptible"] = Field(
         default_factory=dict, description="weight of each task, scaled to sum 1; default: equal; susceptible: as often as the untuned model complies on it"
     )
+    compute: Literal["shared", "rows"] = Field("shared", description="shared: a document goes through the model once for all its tasks; rows: once a task")
     max_length: Annotated[int, Field(ge=16)] = 1024
+    max_batch_tokens: Annotated[int, Field(ge=16)] = Field(2048, description="most tokens of one forward and backward pass, which is what memory grows with")
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     num_train_epochs: Annotated[float, Field(gt=0)] = 3
     per_device_train_batch_size: Count = 4
     gradient_accumulation_steps: Count = 2
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"] = "cosine"
+    lr_scheduler_type: Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"] = "cosine"
     warmup_steps: Annotated[float, Field(ge=0)] = 10
     weight_decay: Weight = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    optim: str = "adamw_torch"
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, a third more work")
+    use_peft: bool = Field(True, description="false: full fine-tuning")
+    load_in_4bit: bool = Field(False, description="QLoRA: the model's weights in 4 bits (bitsandbytes extra)")
+    load_in_8bit: bool = Field(False, description="the model's weights in 8 bits (bitsandbytes extra)")
     lora_r: Count = 8
     lora_alpha: Count = 16
-    lora_dropout: Share = 0.05
+    lora_dropout: Share = 0.0
     lora_target_modules: list[str] | Literal["all-linear"] = Field("all-linear", description="module names, or all-linear")
     lora_first_layer: Annotated[int, Field(ge=0)] = Field(0, description="adapt layers from this one up; those below stay as they were")
+    use_dora: bool = False
+    use_rslora: bool = False
+    eval_steps: Count | None = Field(None, description="probe block, over-refusal and false refusal every so many steps, and keep the best balance")
+    eval_documents: Count = Field(12, description="validation documents a label to probe on")
+    eval_max_new_tokens: Count = Field(16, description="length of a probed reply, in tokens")
+    early_stopping_patience: Count | None = Field(3, description="stop after so many probes without a better balance; null: never")
     logging_steps: Count = 5
     save_steps: Count = 20
     report_to: list[str] = Field(default_factory=list, description="wandb, tensorboard, ...: whatever transformers reports to")
+    training_arguments: dict[str, Any] = Field(default_factory=dict, description="any other option of transformers.TrainingArguments")
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> TuningSection:
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ValueError("load_in_4bit and load_in_8bit are both set. Keep one.")
+        if not self.use_peft:
+            wanted = [name for name in ("load_in_4bit", "load_in_8bit", "use_dora", "use_rslora", "lora_first_layer", "anchor_weight") if getattr(self, name)]
+            if wanted:
+                raise ValueError(f"{', '.join(wanted)} need an adapter, and use_peft is false.")
+        return self
 
 
 class EvaluationSection(Section):

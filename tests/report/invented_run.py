@@ -68,7 +68,7 @@ def evaluate(folder, model, documents):
         verdicts.append({**about, "outcome": word, "judge": "rules", "why": f"opens with: {said[:12]}{hidden}" if said else "empty reply"})
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in (("replies", replies), ("verdicts", verdicts)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_lines(folder / f"{name}.jsonl", rows)
     return metrics_of(verdicts)
 
 
@@ -128,7 +128,26 @@ def training_rows():
     for step in range(10, 130, 10):
         fall = 2.6 / (1 + step / 30)
         terms = {"defense": round(fall * 0.9, 3) if step % 40 else None, "benign": round(0.6 + fall * 0.3, 3), "general": round(1.1 + fall * 0.2, 3)}
-        yield {"step": step, "epoch": step / 40, "loss": round(0.5 + fall, 3), **terms, "learning_rate": 2e-4, "seconds": step * 1.7}
+        terms["anchor"] = round(0.14 - 0.36 / step, 3) if step > 10 else None
+        speed = {"examples": step * 16, "examples_per_second": round(9.4 + step % 30 / 50, 2)}
+        yield {"step": step, "epoch": step / 40, "loss": round(0.5 + fall, 3), **terms, "learning_rate": 2e-4, **speed, "seconds": step * 1.7}
+
+
+def probe_rows():
+    """Seven probes: block rate rises, over-refusal follows late, so that the last two are no longer the best; one had nothing ordinary to judge."""
+    refused = {"malicious": (0, 4, 9, 16, 23, 25, 27), "sensitive": (0, 1, 1, 3, 4, 9, 15), "ordinary": (0, 0, None, 1, 1, 2, 4)}
+    highest = -1.0
+    for place, step in enumerate(range(0, 140, 20)):
+        judged = {"malicious": 30, "sensitive": 29, "ordinary": 0 if refused["ordinary"][place] is None else 30}
+        pooled = {label: rate(label, "all", refused[label][place] or 0, judged[label], unjudged=30 - judged[label]) for label in SETS}
+        value = pooled["malicious"]["value"] - pooled["sensitive"]["value"]
+        best, highest = value > highest, max(value, highest)
+        balance = {"value": value, "low": max(-1, value - 0.17), "high": min(1, value + 0.15)}
+        yield {"step": step, "epoch": step / 40, "pooled": pooled, "balance": balance, "best": best, "seconds": 12.3, "documents": dict.fromkeys(SETS, 6)}
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def write_run(run, documents=6):
@@ -148,6 +167,7 @@ def write_run(run, documents=6):
     (run / "dataset").mkdir(parents=True, exist_ok=True)
     for name, value in (("metrics.json", whole), ("dataset/audit.json", audit()), ("environment.json", environment)):
         (run / name).write_text(json.dumps(value), encoding="utf-8")
-    (run / "training.jsonl").write_text("".join(json.dumps(row) + "\n" for row in training_rows()), encoding="utf-8")
+    write_lines(run / "training.jsonl", training_rows())
+    write_lines(run / "probes.jsonl", probe_rows())
     (run / "recipe.yaml").write_text("model_name_or_path: smollm2-135m\nseed: 1\nlearning_rate: 0.0002\n", encoding="utf-8")
     return run

@@ -5,7 +5,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from invented_run import SCRIPT, SECRET, SETS, TASKS, audit, training_rows
+from invented_run import SCRIPT, SECRET, SETS, TASKS, audit
 from pages import change, embedded, render, words
 
 from docward.dataset.auditing import ExampleCounts, warnings
@@ -82,13 +82,6 @@ def test_a_folder_with_a_dataset_and_no_metrics_gives_a_page_of_the_dataset(data
     assert anchors <= set(re.findall(r'id="([\w-]+)"', page))
 
 
-def test_a_tuned_folder_without_metrics_shows_its_training_too(dataset):
-    (dataset / "training.jsonl").write_text("".join(json.dumps(row) + "\n" for row in training_rows()), encoding="utf-8")
-    page = render(dataset)
-    assert re.findall(r"<h2[^>]*>(.*?)</h2>", page) == ["The dataset", "Training", "How it was made"]
-    assert "training" in embedded(page)["figures"]
-
-
 def test_nothing_at_all_says_that_a_dataset_would_do(tmp_path):
     with pytest.raises(RunError, match=r"metrics\.json is missing.*docward build RECIPE"):
         write_report(tmp_path)
@@ -103,7 +96,7 @@ def test_a_broken_audit_without_metrics_is_named(dataset):
 def test_a_whole_run_has_the_dataset_among_its_parts(run):
     page = render(run)
     assert re.findall(r"<h2[^>]*>(.*?)</h2>", page) == [
-        *("Headline", "Trade-off", "Rates per task", "Utility", "The dataset", "Training", "Samples", "How it was made"),
+        *("Headline", "Trade-off", "Rates per task", "Utility", "The dataset", "Tuning", "Samples", "How it was made"),
     ]
     assert "Documents by split and label" in words(page)
 

@@ -50,9 +50,7 @@ def test_broken_metrics_are_refused_with_their_path(run, broken):
     assert not (run / "report.html").exists()
 
 
-@pytest.mark.parametrize(
-    "broken", ["evaluation/defended/replies.jsonl", "evaluation/untuned/verdicts.jsonl", "training.jsonl", "dataset/audit.json", "environment.json"]
-)
+@pytest.mark.parametrize("broken", ["evaluation/defended/replies.jsonl", "evaluation/untuned/verdicts.jsonl", "dataset/audit.json", "environment.json"])
 def test_another_broken_file_is_named(run, broken):
     (run / broken).write_text('{"key": ', encoding="utf-8")
     with pytest.raises(RunError, match=re.escape(broken) + r".*docward"):
@@ -64,6 +62,7 @@ def test_another_broken_file_is_named(run, broken):
     [
         ("dataset/audit.json", "no dataset/audit.json"),
         ("training.jsonl", "no training.jsonl"),
+        ("probes.jsonl", "no probes.jsonl"),
         ("recipe.yaml", "How it was made"),
         ("environment.json", "How it was made"),
         ("evaluation/untuned/replies.jsonl", "Samples"),
@@ -269,17 +268,9 @@ def test_the_trade_off_shows_points_and_intervals():
     assert trace.error_x.arrayminus[0] == pytest.approx(8)
 
 
-def test_a_term_that_was_absent_leaves_no_point():
-    rows = [{"step": 1, "loss": 2.0, "defense": None}, {"step": 2, "loss": 1.0, "defense": 0.5}]
-    total, defense = figures.training_curves(rows).data
-    assert (total.x, total.y) == ((1, 2), (2.0, 1.0))
-    assert (defense.x, defense.y) == ((2,), (0.5,))
-
-
 def test_nothing_measured_draws_nothing():
     assert figures.marks({"untuned": {"pooled": {}}}, None) == []
     assert figures.task_rates({"untuned": {"rates": [rate("malicious", "case", 0, 0, 3)]}}, "malicious") is None
-    assert figures.training_curves([]) is None
     assert figures.word_lengths({}) is None
     assert figures.surface_tells([]) is None
 

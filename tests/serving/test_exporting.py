@@ -11,7 +11,7 @@ from docward.evaluation.generating import Prompt, generate
 from docward.models import Loaded, load
 from docward.recipe import TuningSection
 from docward.serving.exporting import export
-from docward.tuning.tuning import save_adapter, with_lora
+from docward.tuning.adapters import save_tuned, with_lora
 
 RATE = {"set": "malicious", "task": "all", "hits": 9, "judged": 10, "unjudged": 0, "value": 0.9, "low": 0.596, "high": 0.982}
 
@@ -25,7 +25,7 @@ def adapted(name: str, run: Path) -> Loaded:
         for label, weight in model.named_parameters():
             if "lora_B" in label:
                 weight.normal_(std=0.2)
-    save_adapter(loaded, model, run / "adapter")
+    save_tuned(loaded, model, run / "adapter")
     pooled = {"malicious": RATE}
     models = {name: {"pooled": pooled, "documents": {"malicious": 10}} for name in ("untuned", "defended")}
     (run / "metrics.json").write_text(json.dumps({"models": models}))

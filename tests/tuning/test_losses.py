@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from docward.errors import RecipeError
-from docward.tuning.losses import answer_nll, coefficients
+from docward.rendering import Rendered
+from docward.tuning.losses import coefficients, example_nll
+from docward.tuning.packing import Row, group_of, pass_of
 from docward.types import Example, Position, Split, Want
 
 
@@ -65,13 +67,13 @@ def test_weights_that_leave_no_task_are_refused():
         coefficients(mixture()[:8], task_weights={"case": 1.0})
 
 
-def batch_of(rows: list[list[int]], answers: list[int]) -> dict[str, torch.Tensor]:
-    width = max(map(len, rows))
-    return {
-        "input_ids": torch.tensor([row + [0] * (width - len(row)) for row in rows]),
-        "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows]),
-        "answer_mask": torch.tensor([[len(row) - own <= place < len(row) for place in range(width)] for row, own in zip(rows, answers, strict=True)]),
-    }
+def batch_of(rows: list[list[int]], answers: list[int]) -> dict[str, object]:
+    made = [Row(Rendered(row, len(row) - own, 0, range(0)), 1.0, "defense") for row, own in zip(rows, answers, strict=True)]
+    return pass_of([group_of([row], document=str(place), matched="") for place, row in enumerate(made)], compute="rows", pad=0)
+
+
+def answer_nll(model, batch, **options) -> torch.Tensor:
+    return example_nll(model, batch, **options)[0]
 
 
 def some_rows() -> tuple[list[list[int]], list[int]]:
@@ -110,10 +112,9 @@ def test_the_document_gets_no_gradient_as_a_label(tiny):
             return type("Out", (), {"logits": logits[logits_to_keep]})()
 
     answer_nll(Fixed(), batch).sum().backward()
-    predicting = torch.zeros_like(batch["answer_mask"])
-    predicting[:, :-1] = batch["answer_mask"][:, 1:]
     touched = logits.grad.abs().sum(-1) > 0
-    assert torch.equal(touched, predicting)
+    predicting = [[len(row) - own - 1 <= place < len(row) - 1 for place in range(touched.shape[1])] for row, own in zip(rows, answers, strict=True)]
+    assert touched.tolist() == predicting
 
 
 def test_the_decision_weight_moves_loss_to_the_first_answer_token_and_nothing_else(tiny):

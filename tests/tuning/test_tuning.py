@@ -16,9 +16,8 @@ from docward.errors import ModelError, TuningError
 from docward.models import load
 from docward.recipe import TuningSection
 from docward.records import write_parquet
-from docward.tuning.losses import coefficients
-from docward.tuning.trainer import FINISHED, MatchedSampler, collate, last_checkpoint, rows_of
-from docward.tuning.tuning import render_examples, tune
+from docward.tuning.checkpoints import FINISHED
+from docward.tuning.tuning import tune
 from tiny import training_examples
 
 SECTION = {"max_length": 512, "num_train_epochs": 2, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "save_steps": 4, "logging_steps": 2}
@@ -71,15 +70,6 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(tiny_folder, tmp_pa
     assert logs[0] == logs[1]
 
 
-def test_a_checkpoint_cut_short_is_not_gone_on_from(tmp_path):
-    for step, whole in ((4, True), (8, False)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if whole:
-            (tmp_path / f"checkpoint-{step}" / FINISHED).touch()
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
-    assert not (tmp_path / "checkpoint-8").exists()
-
-
 def test_the_seed_decides_the_weights(tiny_folder, tmp_path):
     first, again = (tuned(tiny_folder, tmp_path / name, num_train_epochs=1) for name in ("first", "again"))
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -100,47 +90,6 @@ def test_tuning_lowers_every_term(tiny_copy, tmp_path):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def step_gradients(tiny_folder: Path, size: int, accumulation: int) -> dict[str, torch.Tensor]:
-    """Gradients of one step over all rows, in batches of `size`, as the trainer takes them."""
-    from docward.tuning.losses import answer_nll
-    from docward.tuning.tuning import with_lora
-
-    loaded, examples = load(str(tiny_folder), dtype="float32"), training_examples()[:12]
-    torch.manual_seed(0)
-    model = with_lora(loaded, section(lora_dropout=0.0))
-    rendered = render_examples(loaded.tokenizer, examples, 512)
-    rows = rows_of(examples, rendered, [one * len(examples) for one in coefficients(examples)], [one.document_id for one in examples]).rows
-    for start in range(0, len(rows), size):
-        batch = collate(rows[start : start + size], 0)
-        ((batch["factors"] * answer_nll(model, batch)).sum() / (size * accumulation)).backward()
-    return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
-
-
-def test_the_gradient_does_not_depend_on_batches_and_accumulation(tiny_folder):
-    wanted = step_gradients(tiny_folder, 12, 1)
-    for size in (1, 3, 4):
-        found = step_gradients(tiny_folder, size, 12 // size)
-        for name in wanted:
-            torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-6)
-
-
-def test_the_logged_loss_is_the_formula(tiny_folder, tmp_path):
-    """One step over the whole data set, so the logged loss must be sum_i c_i nll_i of the untuned model."""
-    from docward.tuning.losses import answer_nll
-
-    examples = training_examples()
-    loaded = load(str(tiny_folder), dtype="float32")
-    rendered = render_examples(loaded.tokenizer, examples, 512)
-    rows = rows_of(examples, rendered, coefficients(examples, benign_weight=0.5, general_weight=0.2), [one.document_id for one in examples]).rows
-    with torch.no_grad():
-        batch = collate(rows, 0)
-        wanted = float((batch["factors"] * answer_nll(loaded.model, batch)).sum())
-    changes = {"benign_weight": 0.5, "general_weight": 0.2, "num_train_epochs": 1, "gradient_accumulation_steps": 1, "logging_steps": 1, "lora_dropout": 0.0}
-    tune(loaded, examples, section(per_device_train_batch_size=len(examples), **changes), run=tmp_path, seed=0)
-    row = json.loads((tmp_path / "training.jsonl").read_text().splitlines()[0])
-    assert row["loss"] == pytest.approx(wanted, rel=1e-4)
-
-
 def test_a_loss_that_is_not_a_number_stops_with_a_clear_message(tiny_copy, tmp_path):
     loaded = load(str(tiny_copy), dtype="float32")
     with torch.no_grad():
@@ -156,18 +105,6 @@ def test_an_exploding_loss_stops_with_a_clear_message(tiny_copy, tmp_path):
         loaded.model.lm_head.weight.mul_(1e4)
     with pytest.raises(TuningError, match="exploded to"):
         tune(loaded, training_examples(), section(), run=tmp_path / "run", seed=0)
-
-
-def test_matched_documents_land_next_to_each_other_in_another_order_each_epoch():
-    groups = [f"g{place % 7}" for place in range(21)]
-    sampler = MatchedSampler(groups, seed=0)
-    first = list(sampler)
-    assert sorted(first) == list(range(21))
-    assert all(len({groups[place] for place in first[start : start + 3]}) == 1 for start in range(0, 21, 3))
-    sampler.set_epoch(1)
-    assert list(sampler) != first
-    sampler.set_epoch(0)
-    assert list(sampler) == first
 
 
 def test_wrong_module_names_and_layers_are_refused(tiny_folder, tmp_path):

@@ -54,24 +54,30 @@ def build(recipe: RecipeFile, set_: Overrides = None, output_dir: RunFolder = No
 
 @app.command()
 def tune(recipe: RecipeFile, set_: Overrides = None, output_dir: RunFolder = None) -> None:
-    """Dataset to a LoRA adapter."""
+    """Dataset to a LoRA adapter. Also on many devices: accelerate launch --config_file FILE -m docward tune RECIPE."""
     _stages(recipe, set_, output_dir, "tune")
 
 
 def _stages(recipe: Path, overrides: list[str] | None, output_dir: Path | None, last: str) -> None:
-    from docward import loop
+    from docward import loop, processes
     from docward.cli.showing import bars, show_audit
     from docward.recipe import load_recipe
 
     folder = _folder(recipe, output_dir)
-    with bars() as progress, loop.open_run(load_recipe(recipe, overrides=overrides or []), folder, progress) as run:
-        audit = loop.build(run)
+    loaded = load_recipe(recipe, overrides=overrides or [])
+    with bars() as progress, loop.open_run(loaded, folder, progress) as run:
+        audit = loop.build(run) if not processes.rank() else {}
+        processes.wait()
         if last == "tune":
             loop.tune(run)
+    if processes.rank():
+        return
     if last == "build":
         show_audit(folder, audit)
     else:
-        typer.echo(str(folder / "adapter"))
+        from docward.tuning.tuning import tuned_folder
+
+        typer.echo(str(tuned_folder(folder)))
 
 
 def _folder(recipe: Path, given: Path | None) -> Path:

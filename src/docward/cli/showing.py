@@ -46,6 +46,7 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(elapsed_when_finished=False),
@@ -55,8 +56,9 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
 
         def advance(what: str, done: int, total: int) -> None:
             if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total or None, completed=done)
-            progress.update(tasks[what], completed=done, total=total or None)
+                tasks[what] = progress.add_task(what, total=total or None, completed=done, rate="")
+            speed = progress.tasks[tasks[what]].speed
+            progress.update(tasks[what], completed=done, total=total or None, rate=f"{speed:.1f}/s" if speed else "")
 
         yield advance
 
@@ -74,7 +76,7 @@ def _lines() -> Callable[[str, int, int], None]:
             return
         said[what] = now
         left = (now - start) / (done - first) * (total - done) if done > first else None
-        tail = f", {left:.0f} s left" if left else ""
+        tail = f", {(done - first) / max(now - start, 1e-9):.1f}/s, {left:.0f} s left" if left else ""
         print(f"{what}: {done}/{total}{tail}" if total else f"{what}: {done}" if done else what, file=sys.stderr, flush=True)
 
     return advance

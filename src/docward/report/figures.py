@@ -1,6 +1,7 @@
 """Numbers to figures: pure functions, nothing is read and nothing is written.
 
-In: the metrics of one or more models (the `M` of metrics.json), the surface baseline, rows of training.jsonl, the `words` and the surface tells of audit.json.
+In: the metrics of one or more models (the `M` of metrics.json), the surface baseline, rows of training.jsonl and
+probes.jsonl as `tuning.py` reads them, the `words` and the surface tells of audit.json.
 Out: plotly figures with a see-through background, coloured for light and dark pages; the page sets ink and grid to its own theme.
 One real row: `{"set": "malicious", "task": "summarize", "hits": 38, "judged": 40, "unjudged": 0, "value": 0.95, "low": 0.83, "high": 0.99}`.
 """
@@ -11,6 +12,8 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
+
+from docward.report.values import percent
 
 SETS = ("malicious", "sensitive", "ordinary")
 """The order of the document sets, everywhere in the report."""
@@ -28,18 +31,24 @@ LABEL_COLOURS = {"malicious": "#b5478a", "sensitive": "#a67c00", "ordinary": "#0
 """One colour per label, none of them a model's."""
 
 _LABEL_PATTERNS = {"malicious": "", "sensitive": "/", "ordinary": "."}
-_TERMS = {
+TERMS = {
     "loss": ("total", "#2f7fc1", "solid", "circle"),
     "defense": ("defense (malicious, to refuse)", "#b5478a", "dash", "diamond"),
     "benign": ("benign (documents, to do the task)", "#00907a", "dot", "square"),
     "general": ("general (no document)", "#a06a48", "dashdot", "triangle-up"),
+    "anchor": ("anchor (KL to the untuned model)", "#8a63d2", "longdash", "x"),
 }
+"""The terms of the loss: name, colour, dash and symbol of each curve."""
+_PROBED = {"malicious": ("solid", "diamond"), "sensitive": ("dash", "square"), "ordinary": ("dot", "circle")}
 _MIDDLE = "#808890"  # a grey that shows on white and on black
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 _TICKS = (0, 20, 40, 60, 80, 100)
 _PADDING = 4  # points of room beyond 0 and 100, so that a mark on the edge is not cut
 _NEAR = 9  # points: marks nearer than this get their names on different sides
 _FEW_POINTS = 40  # up to this many, a training curve shows each point
+_FEW_STEPS = 6  # up to this many, the axis counts each: there is no half step
+_STEP_ROOM = 0.02  # of the axis, on both sides of the steps, so that a mark on the edge is not cut
+_GRID = {"gridcolor": "rgba(128,136,144,.25)", "zeroline": False, "fixedrange": True}
 
 
 class Mark(NamedTuple):
@@ -186,23 +195,86 @@ def _measured(metrics: Mapping[str, Any], label: str) -> dict[str, Mapping[str, 
     return {row["task"]: row for row in metrics.get("rates") or [] if row["set"] == label and row["value"] is not None}
 
 
-def training_curves(rows: Sequence[Mapping[str, Any]]) -> Any | None:
-    """Training loss over steps, the total and its terms; None where no row has a step and a loss."""
+def training_curves(rows: Sequence[Mapping[str, Any]], *, reach: int, kept: int | None = None) -> Any | None:
+    """Training loss over steps up to `reach`, the total and its terms, the anchor in a panel of its own; None where no row has a step and a loss."""
     import plotly.graph_objects as go
 
     rows = [row for row in rows if _is_number(row.get("step"))]
-    legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
-    figure = _figure(height=380, legend=legend, hovermode="x unified", margin={"l": 56, "r": 16, "t": 44, "b": 50})
-    grid = {"gridcolor": "rgba(128,136,144,.25)", "zeroline": False, "fixedrange": True}
-    figure.update_layout(xaxis={"title": {"text": "step"}, **grid}, yaxis={"title": {"text": "loss"}, "rangemode": "tozero", **grid})
-    for term, (name, paint, dash, symbol) in _TERMS.items():
-        points = [(row["step"], row[term]) for row in rows if _is_number(row.get(term))]
-        if points:
-            steps, losses = zip(*points, strict=True)
-            looks = {"line": {"color": paint, "dash": dash, "width": 3 if term == "loss" else 2}, "marker": {"symbol": symbol, "size": 6, "color": paint}}
-            mode = "lines+markers" if len(points) <= _FEW_POINTS else "lines"
-            figure.add_trace(go.Scatter(x=steps, y=losses, name=name, mode=mode, hovertemplate="%{y:.3f}", **looks))
-    return figure if figure.data else None
+    terms = {term: found for term in TERMS if (found := [(row["step"], row[term]) for row in rows if _is_number(row.get(term))])}
+    if not terms:
+        return None
+    figure = _over_steps(reach, kept, yaxis={"title": {"text": "loss"}, "rangemode": "tozero", **_GRID}, height=400)
+    if "anchor" in terms:  # a KL is far smaller than the other terms: on one axis it would lie flat at zero
+        lower = {"title": {"text": "anchor"}, "rangemode": "tozero", "domain": [0, 0.24], "nticks": 4, **_GRID}
+        figure.update_layout(xaxis={"anchor": "y2"}, yaxis={"domain": [0.34, 1]}, yaxis2=lower, hoversubplots="axis", height=500)
+    for term, points in terms.items():
+        name, paint, dash, symbol = TERMS[term]
+        steps, losses = zip(*points, strict=True)
+        looks = {"line": {"color": paint, "dash": dash, "width": 3 if term == "loss" else 2}, "marker": {"symbol": symbol, "size": 6, "color": paint}}
+        where = {"mode": _mode(points), "yaxis": "y2" if term == "anchor" else "y"}
+        figure.add_trace(go.Scatter(x=steps, y=losses, name=name, hovertemplate="%{y:.3f}", **where, **looks))
+    return figure
+
+
+def probe_curves(probes: Sequence[Mapping[str, Any]], *, reach: int, kept: int | None = None) -> Any | None:
+    """Share refused in each set over steps, 95% intervals as bands, or as bars where there is one only; None where nothing was measured."""
+    import plotly.graph_objects as go
+
+    measured = {label: [(row["step"], rate) for row in probes if (rate := row["rates"][label]) and rate["value"] is not None] for label in SETS}
+    if not any(measured.values()):
+        return None
+    figure = _over_steps(reach, kept, yaxis=_share_axis("share refused"), height=440)
+    figure.add_traces([go.Scatter(**_band(label, points)) for label, points in measured.items() if _known_ends(points) > 1])
+    figure.add_traces([go.Scatter(**_probed(label, points)) for label, points in measured.items() if points])  # later, so that no band lies over a line
+    return figure
+
+
+def _known_ends(points: Sequence[tuple[int, Mapping[str, Any]]]) -> int:
+    return sum(rate["low"] is not None for _, rate in points)
+
+
+def _band(label: str, points: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Any]:
+    """The intervals of one set as an area: along their upper ends and back along the lower ones."""
+    ends = [(step, 100 * rate["low"], 100 * rate["high"]) for step, rate in points if rate["low"] is not None]
+    around = [*((step, high) for step, _, high in ends), *((step, low) for step, low, _ in reversed(ends))]
+    red, green, blue = (int(LABEL_COLOURS[label][place : place + 2], 16) for place in (1, 3, 5))
+    looks = {"fill": "toself", "fillcolor": f"rgba({red},{green},{blue},.15)", "line": {"color": f"rgba({red},{green},{blue},.5)", "width": 1}}
+    words = {"name": f"{label}, interval", "showlegend": False, "legendgroup": label, "hoverinfo": "skip"}
+    return {"x": [step for step, _ in around], "y": [end for _, end in around], "mode": "lines", **looks, **words}
+
+
+def _probed(label: str, points: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Any]:
+    """The rates of one set as a line, with what a pointer on it says."""
+    dash, symbol = _PROBED[label]
+    triples = [_triple(rate) for _, rate in points]
+    paint = LABEL_COLOURS[label]
+    looks: dict[str, Any] = {"line": {"color": paint, "dash": dash, "width": 2.5}, "marker": {"symbol": symbol, "size": 8, "color": paint}}
+    if _known_ends(points) == 1:
+        looks["error_y"] = _bars(*zip(*triples, strict=True), color=paint, thickness=2, width=5)
+    ranges = [_range(triple) if rate["low"] is not None else percent(rate["value"]) for triple, (_, rate) in zip(triples, points, strict=True)]
+    said = [f"{words}, {rate['hits']} of {rate['judged']} judged, {rate['unjudged']} unjudged" for words, (_, rate) in zip(ranges, points, strict=True)]
+    name = f"{RATE_NAMES[label]} (wanted: {'high' if label == 'malicious' else 'low'})"
+    words = {"name": name, "customdata": said, "hovertemplate": "%{customdata}", "legendgroup": label}
+    return {"x": [step for step, _ in points], "y": [100 * value for value, _, _ in triples], "mode": _mode(points), "cliponaxis": False, **words, **looks}
+
+
+def _over_steps(reach: int, kept: int | None, **layout: Any) -> Any:
+    """A figure over steps: the losses and the probes have the same axis, so that one can be read under the other. The kept step is a line through it."""
+    legend = {"orientation": "h", "x": 0, "y": 1.07, "yanchor": "bottom"}
+    figure = _figure(legend=legend, showlegend=True, hovermode="x unified", margin={"l": 64, "r": 16, "t": 60, "b": 50}, **layout)
+    room = max(0.5, _STEP_ROOM * reach)
+    ticks = {"dtick": 1} if reach <= _FEW_STEPS else {}
+    steps = {"title": {"text": "step"}, "tickformat": ",", "unifiedhovertitle": {"text": "step %{x}"}, "range": [-room, reach + room]}
+    figure.update_layout(xaxis={**steps, **_GRID, **ticks})
+    if kept is not None:
+        figure.add_shape(type="line", x0=kept, x1=kept, yref="paper", y0=0, y1=1, line={"color": _MIDDLE, "width": 2, "dash": "dot"}, layer="below")
+        side = "left" if kept < 0.1 * reach else "right" if kept > 0.9 * reach else "center"
+        figure.add_annotation(text=f"<b>kept: step {kept:,}</b>", x=kept, y=1, yref="paper", yanchor="bottom", xanchor=side, showarrow=False)
+    return figure
+
+
+def _mode(points: Sequence[Any]) -> str:
+    return "lines+markers" if len(points) <= _FEW_POINTS else "lines"
 
 
 def _is_number(value: Any) -> bool:

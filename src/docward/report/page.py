@@ -1,7 +1,8 @@
 """A run folder to one self-contained HTML page: no network, light and dark, hostile text kept harmless.
 
-In: a run folder (metrics.json; and, where they are there, dataset/audit.json, training.jsonl, evaluation/<model>/{replies,verdicts}.jsonl, recipe.yaml,
-environment.json), or one with a dataset and no metrics yet, or the folder that `docward evaluate --output-dir` made (one model, its replies directly in it).
+In: a run folder (metrics.json; and, where they are there, dataset/audit.json, training.jsonl, probes.jsonl, recipe.yaml, environment.json,
+evaluation/<model>/{replies,verdicts}.jsonl), or one with a dataset and no metrics yet, or the folder that `docward evaluate --output-dir` made (one model,
+its replies directly in it).
 Out: `report.html` in that folder.
 Documents and replies may be hostile: everything is escaped, the page allows no script but its own two (by hash), and texts of and about malicious documents
 are stored encoded and enter the page only on a click. One real row of its samples:
@@ -23,6 +24,7 @@ from docward.errors import DocumentError, RunError
 from docward.records import read_lines, text_hash, typed, write_text
 from docward.report import audit as audits
 from docward.report import figures, values
+from docward.report import tuning as tunings
 from docward.report.figures import RATE_NAMES, SETS
 from docward.types import Label, Outcome, Rate, Reply, Verdict
 
@@ -53,7 +55,7 @@ class _Run:
     peak_memory_mib: float | None = None
     audit: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
-    training: list[dict[str, Any]] = field(default_factory=list)
+    tuning: dict[str, Any] = field(default_factory=dict)
     recipe: str = ""
 
     @property
@@ -114,13 +116,13 @@ def _read_dataset(run: Path, nothing: str) -> _Run:
 
 
 def _read_making(run: Path, again: str) -> dict[str, Any]:
-    """What tells how a run was made: its audit, environment, training and recipe, as far as they are there."""
+    """What tells how a run was made: its audit, environment, tuning and recipe, as far as they are there."""
     environment, audit = run / "environment.json", run / "dataset" / "audit.json"
-    recipe, training = run / "recipe.yaml", run / "training.jsonl"
+    recipe = run / "recipe.yaml"
     return {
         "audit": _read_object(audit, "Make it again: docward build RECIPE.") if audit.is_file() else {},
         "environment": _read_object(environment, again) if environment.is_file() else {},
-        "training": [row for _, row in _read_rows(training, "docward tune RECIPE")] if training.is_file() else [],
+        "tuning": tunings.view(run),
         "recipe": recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else "",
     }
 
@@ -331,10 +333,12 @@ def _utility(run: _Run) -> list[tuple[str, str, list[dict[str, Any] | None]]]:
 def _figures(run: _Run) -> dict[str, Any]:
     """All figures that the run has numbers for, as plain JSON values."""
     placed = figures.marks(run.models, run.surface)
+    steps = {"reach": run.tuning["reach"], "kept": run.tuning["kept"]}
     drawn = {
         "trade-off": figures.trade_off(placed) if any(mark.model != "surface" for mark in placed) else None,
         **{f"rates-{label}": figures.task_rates(run.models, label) for label in SETS},
-        "training": figures.training_curves(run.training),
+        "loss": figures.training_curves(run.tuning["training"].rows, **steps),
+        "probes": figures.probe_curves(run.tuning["probes"].rows, **steps),
         "words": figures.word_lengths(values.mapping(run.audit.get("words"))),
         "tells": figures.surface_tells(audits.tells(run.audit)),
     }
@@ -363,6 +367,7 @@ def _render(run: _Run) -> str:
     scripts = {"plotly": plotly.offline.get_plotlyjs() if drawn else "", "own": environment.get_template("page.js.j2").render()}
     context = {
         "audit": audit,
+        "tuning": run.tuning,
         "parts": audits.parts(audit),
         "label_colours": figures.LABEL_COLOURS,
         "cards": _cards(run) if run.models else [],

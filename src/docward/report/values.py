@@ -5,7 +5,7 @@ In: what a JSON file holds. Out: numbers that are numbers, names that are short 
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +19,8 @@ def mapping(value: Any) -> Mapping[str, Any]:
 
 def number(value: Any) -> float | None:
     """A finite number as it is; anything else as None."""
-    return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
+    finite = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max  # an int may be too large for a float
+    return value if finite else None
 
 
 def share(value: Any) -> float | None:

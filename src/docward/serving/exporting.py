@@ -9,9 +9,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from docward.errors import RunError
-from docward.models import ALIASES, load
+from docward.models import ALIASES, is_adapter, load
 from docward.records import whole_folder
+from docward.tuning.tuning import tuned_folder
 
 RATE_NAMES = {"malicious": "block rate (wanted: high)", "sensitive": "over-refusal (wanted: low)", "ordinary": "false refusal (wanted: low)"}
 
@@ -50,14 +53,15 @@ def export(run: Path, to: Path) -> Path:
     Raises:
         RunError: the run has no adapter yet, or `to` exists and is not an empty folder.
     """
-    if not (run / "adapter" / "adapter_config.json").is_file():
+    tuned = tuned_folder(run)
+    if not is_adapter(tuned) and not (tuned / "config.json").is_file():
         raise RunError(f"{run} has no adapter/ to export. Make it first: docward run RECIPE --output-dir {run}")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise RunError(f"{to} exists and is not an empty folder. Choose another --to, or delete it.")
-    loaded = load(str(run / "adapter"))
+    loaded = load(str(tuned))
     model: Any = loaded.model
-    merged = model.merge_and_unload()
-    card = _card(run, loaded.name)
+    merged = model.merge_and_unload() if is_adapter(tuned) else model
+    card = _card(run, loaded.name if is_adapter(tuned) else base_of(run))
 
     def save(draft: Path) -> None:
         merged.save_pretrained(draft)
@@ -66,6 +70,12 @@ def export(run: Path, to: Path) -> Path:
 
     whole_folder(to, save)
     return to
+
+
+def base_of(run: Path) -> str:
+    """The model that a run began with, as its recipe names it."""
+    place = run / "recipe.yaml"
+    return str(yaml.safe_load(place.read_text(encoding="utf-8"))["model_name_or_path"]) if place.is_file() else "a model"
 
 
 def _card(run: Path, base: str) -> str:

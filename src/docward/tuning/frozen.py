@@ -1,20 +1,19 @@
-"""Layers below the first adapted one never change, so each row goes through them once, not once a pass.
+"""Layers below the first adapted one never change, so each document goes through them once, not once a pass.
 
-In: training rows and the number of the first adapted layer. Out: rows that carry the states which enter that layer, and a model that starts there while the
-`with` block lasts. Nothing is lost: loss and gradients are those of the whole model (a test compares them).
+In: groups of training rows and the number of the first adapted layer. Out: groups that carry the states which enter that layer, and a model that starts
+there while the `with` block lasts. Nothing is lost: loss and gradients are those of the whole model (a test compares them).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from docward.models import Loaded
-from docward.tuning.trainer import Rows
+from docward.tuning.packing import Compute, Group, pass_of
 
 MOST_BYTES = 4 << 30  # of states to hold; beyond that rows go through the whole model each time
 
@@ -35,31 +34,61 @@ class _Reached(Exception):  # noqa: N818 - it ends a forward pass early, nothing
         self.states = states
 
 
+class Frozen:
+    """A decoder whose first layers are skipped; `done` tells whether they are."""
+
+    def __init__(self, layers: Any, first: int) -> None:
+        """Skip the first layers of `layers`, none where `first` is 0."""
+        self.layers, self.below = layers, [layers[place] for place in range(first)]
+        self.done = bool(self.below)
+        self._skip()
+
+    def _skip(self) -> None:
+        for place in range(len(self.below)):
+            self.layers[place] = Skip()
+
+    def _restore(self) -> None:
+        for place, layer in enumerate(self.below):
+            self.layers[place] = layer
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """The model is whole while the block lasts, to generate."""
+        self._restore()
+        try:
+            yield
+        finally:
+            self._skip()
+
+
 @contextmanager
-def frozen_below(loaded: Loaded, rows: Rows, first: int, progress: Callable[[str, int, int], None] = lambda *_: None) -> Iterator[bool]:
-    """Give `rows` their states at layer `first` and let the model start there; yields whether that was done.
+def frozen_below(
+    loaded: Loaded, groups: Sequence[Group], first: int, compute: Compute, progress: Callable[[str, int, int], None] = lambda *_: None
+) -> Iterator[Frozen]:
+    """Give `groups` their states at layer `first` and let the model start there; yields what was done.
 
     It is not done for `first` = 0, for decoders that are no list of layers from embeddings up, and where the states would not fit in memory.
     """
     decoder = _decoder(loaded)
     layers = getattr(decoder, "layers", None)
-    size = sum(len(row.rendered.ids) for row in rows.rows) * int(loaded.model.config.hidden_size) * loaded.model.dtype.itemsize
+    size = sum(_tokens(group, compute) for group in groups) * int(loaded.model.config.get_text_config().hidden_size) * loaded.model.dtype.itemsize
     if not first or not isinstance(layers, torch.nn.ModuleList) or size > MOST_BYTES or not _starts_from_embeddings(loaded, decoder):
-        yield False
+        yield Frozen(layers, 0)
         return
-    whole = list(rows.rows)
-    for place, row in enumerate(whole):
-        rows.rows[place] = replace(row, states=states_at(loaded, row.rendered.ids, first))
-        progress(f"rows through the {first} layers that stay as they are", place + 1, len(whole))
-    below = [layers[place] for place in range(first)]
+    for place, group in enumerate(groups):
+        group.states = states_at(loaded, group, first, compute)
+        progress(f"documents through the {first} layers that stay as they are", place + 1, len(groups))
+    frozen = Frozen(layers, first)
     try:
-        for place in range(first):
-            layers[place] = Skip()
-        yield True
+        yield frozen
     finally:
-        rows.rows = whole
-        for place, layer in enumerate(below):
-            layers[place] = layer
+        frozen._restore()
+        for group in groups:
+            group.states = ()
+
+
+def _tokens(group: Group, compute: Compute) -> int:
+    return group.shared_tokens if compute == "shared" else sum(len(row.rendered.ids) for row in group.rows)
 
 
 def _decoder(loaded: Loaded) -> Any:
@@ -67,18 +96,23 @@ def _decoder(loaded: Loaded) -> Any:
     return model.get_decoder()
 
 
-def states_at(loaded: Loaded, ids: list[int], first: int) -> torch.Tensor:
-    """The states (length, size) that enter layer `first` for one row of ids."""
-    return _entering(_decoder(loaded), first, input_ids=torch.tensor([ids], device=loaded.model.device))[0]
+def states_at(loaded: Loaded, group: Group, first: int, compute: Compute) -> tuple[torch.Tensor, ...]:
+    """The states that enter layer `first`: (tokens, size) of the group's shared layout, or one of each row."""
+    device = loaded.model.device
+    if compute == "shared":
+        batch = pass_of([group], compute="shared", pad=0)
+        given = {name: batch[name].to(device) for name in ("input_ids", "position_ids")} | {"layout": batch["layout"]}
+        return (_entering(_decoder(loaded), first, **given)[0],)
+    return tuple(_entering(_decoder(loaded), first, input_ids=torch.tensor([row.rendered.ids], device=device))[0] for row in group.rows)
 
 
 def _starts_from_embeddings(loaded: Loaded, decoder: Any) -> bool:
     """Whether `inputs_embeds` enter layer 0 as they are (some models scale them first)."""
-    probe = torch.randn(1, 3, int(loaded.model.config.hidden_size), dtype=loaded.model.dtype, device=loaded.model.device)
+    probe = torch.randn(1, 3, int(loaded.model.config.get_text_config().hidden_size), dtype=loaded.model.dtype, device=loaded.model.device)
     return torch.equal(_entering(decoder, 0, inputs_embeds=probe), probe)
 
 
-def _entering(decoder: Any, layer: int, **given: torch.Tensor) -> torch.Tensor:
+def _entering(decoder: Any, layer: int, **given: Any) -> torch.Tensor:
     def reached(_: Any, positional: tuple[torch.Tensor, ...]) -> None:
         raise _Reached(positional[0])
 

@@ -4,6 +4,7 @@ With A the trained tasks, w_a their weights (sum 1), D- malicious and D+ benign 
 nll(y | a, x) = mean over the answer's tokens of -log p(token | prompt(a, x), earlier answer tokens):
 
     L = sum_a w_a * mean over D- of nll + benign_weight * sum_a w_a * mean over D+ of nll + general_weight * mean over G of nll
+      + anchor_weight * mean over the answer tokens of D+ of KL(untuned model || tuned model)
 
 |A| = 1 is the paper's single-task loss, |A| > 1 its mixed-task loss (arXiv 2405.15202). Every mean is over the whole data set, so an example's
 coefficient is known before training, and the value does not depend on batches, accumulation or processes.
@@ -12,7 +13,8 @@ coefficient is known before training, and the value does not depend on batches, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from docward.errors import RecipeError
@@ -59,31 +61,71 @@ def _shares(tasks: Sequence[str], weights: Mapping[str, float] | None) -> dict[s
     return {task: weight / total for task, weight in given.items()}
 
 
-def answer_nll(model: Any, batch: Mapping[str, torch.Tensor], *, decision_weight: float = 0.0) -> torch.Tensor:
-    """Mean negative log-likelihood of each row's answer tokens, in nats per token: shape (rows,), float32.
+def example_nll(model: Any, batch: Mapping[str, Any], *, decision_weight: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean negative log-likelihood of each example's learned tokens, in nats per token, and the logits.
 
     With a decision weight d it is (1 - d) * that mean + d * the value of the answer's first token: refusing or answering is chosen there, and a plain mean
-    gives that choice only one token's share of the gradient.
-
-    The vocabulary product is done only at positions that predict an answer token.
+    gives that choice only one token's share of the gradient. The vocabulary product is done only at positions that predict a learned token.
 
     Args:
         model: a causal language model.
-        batch: `input_ids`, `attention_mask` (rows, length) and boolean `answer_mask` (rows, length), True on answer tokens; with `inputs_embeds`
-            (rows, length, size) the model starts from those instead of from the ids.
+        batch: a pass of `docward.tuning.packing.pass_of`.
         decision_weight: d, from 0 (the paper's loss) to 1.
+
+    Returns:
+        (examples,), float32 or wider; and (kept positions, vocabulary).
     """
     import torch
     from torch.nn.functional import cross_entropy
 
-    answers = batch["answer_mask"]
-    predicting = torch.zeros_like(answers)
-    predicting[:, :-1] = answers[:, 1:]
-    given = {"inputs_embeds": batch["inputs_embeds"]} if "inputs_embeds" in batch else {"input_ids": batch["input_ids"]}
-    logits = model(**given, attention_mask=batch["attention_mask"], logits_to_keep=predicting, use_cache=False).logits
-    losses = cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), batch["input_ids"][answers], reduction="none")
-    row = answers.nonzero()[:, 0]
-    sums = torch.zeros(len(answers), dtype=losses.dtype, device=losses.device).index_add(0, row, losses)
-    lengths = answers.sum(1)
-    first = losses[lengths.cumsum(0) - lengths]
-    return (1 - decision_weight) * sums / lengths + decision_weight * first
+    logits = model(**_inputs(batch), logits_to_keep=batch["keep"], use_cache=False).logits
+    logits = logits.reshape(-1, logits.shape[-1])
+    pairs = cross_entropy(_exact(_read(logits, batch["source"])), batch["target"], reduction="none")
+    tokens, owner = _read(pairs, batch["pair"]), batch["owner"]
+    sums = torch.zeros(len(batch["factors"]), dtype=tokens.dtype, device=tokens.device).index_add(0, owner, tokens)
+    counts = torch.bincount(owner, minlength=len(sums))
+    return (1 - decision_weight) * sums / counts + decision_weight * tokens[batch["first"]], logits
+
+
+def _exact(logits: torch.Tensor) -> torch.Tensor:
+    """In float32 at least."""
+    return logits if logits.dtype.itemsize >= 4 else logits.float()
+
+
+def _read(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Values at places; no copy where that is all of them in order, as it is for answers."""
+    import torch
+
+    return values if len(places) == len(values) and bool((places == torch.arange(len(values), device=places.device)).all()) else values[places]
+
+
+def _inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: batch[name] for name in ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "layout") if name in batch}
+
+
+def anchor_kl(model: Any, untuned: Callable[[], AbstractContextManager[Any]], batch: Mapping[str, Any], logits: torch.Tensor) -> torch.Tensor:
+    """KL(untuned || tuned) in nats, summed over each benign example's answer tokens: shape (examples,), float32 or wider; 0 for all other examples.
+
+    Args:
+        model: with its adapter.
+        untuned: a context in which the model is the untuned one (adapter off).
+        batch: the pass.
+        logits: of the tuned model, at the kept positions, as `example_nll` gives them.
+    """
+    import torch
+    from torch.nn.functional import kl_div
+
+    found = torch.zeros(len(batch["factors"]), dtype=_exact(logits).dtype, device=logits.device)
+    benign = torch.tensor([term == BENIGN for term in batch["terms"]], device=logits.device)
+    wanted = batch["answer"] & benign[batch["owner"]]
+    if not wanted.any():
+        return found
+    sources = batch["source"][batch["pair"][wanted]]
+    once, back = sources.unique(return_inverse=True)
+    keep = torch.zeros_like(batch["keep"])
+    keep.view(-1)[batch["keep"].view(-1).nonzero()[once, 0]] = True
+    with torch.no_grad(), untuned():
+        was = model(**_inputs(batch), logits_to_keep=keep, use_cache=False).logits.reshape(-1, logits.shape[-1])
+        was = _exact(was).log_softmax(-1)
+    now = _exact(logits[once]).log_softmax(-1)
+    return found.index_add(0, batch["owner"][wanted], kl_div(now, was, log_target=True, reduction="none").sum(-1)[back])

@@ -1,159 +1,210 @@
-"""Examples become a LoRA adapter: `transformers.Trainer` with our loss, our order of rows, and checkpoints that survive a kill.
+"""`transformers.Trainer` with our loss, our order of steps, and checkpoints that survive a kill.
 
-In: a loaded model, training examples, settings. Out: an adapter folder and `training.jsonl`. One real row of the log:
-`{"step": 10, "epoch": 0.3, "loss": 2.9, "defense": 1.2, "benign": 1.5, "general": 1.1, "learning_rate": 0.0002, "seconds": 31.0}`.
+In: groups of rows, a plan of steps. Out: a tuned model and `training.jsonl`. What Trainer takes for one batch is one optimizer step's share of this process, as
+a list of passes; so accumulation, padding and the number of processes change nothing about which examples a step holds. One real row of the log:
+`{"step": 10, "epoch": 0.3, "loss": 2.9, "defense": 1.2, "benign": 1.5, "general": 1.1, "anchor": null, "learning_rate": 0.0002, "examples": 150,
+"examples_per_second": 1.8, "seconds": 31.0}`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
-from random import Random
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, Sampler
+from safetensors import SafetensorError
+from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from docward.errors import TuningError
-from docward.records import write_rows
-from docward.rendering import Rendered
-from docward.tuning.losses import answer_nll, term_of
-from docward.types import Example
+from docward.errors import StorageError, TuningError
+from docward.tuning.checkpoints import WINDOW, mark_finished
+from docward.tuning.losses import BENIGN, DEFENSE, GENERAL, anchor_kl, example_nll
+from docward.tuning.packing import Compute, Group, LossOn, fit_passes, pass_of, size_of
+from docward.tuning.planning import Step, share_out
 
 # A mean loss above this many times that of guessing uniformly over the vocabulary is no learning any more.
 EXPLODED = 3.0
-FINISHED = "finished"  # a checkpoint without this file was cut short by a kill
+TERMS = (DEFENSE, BENIGN, GENERAL)
+SUMS = ("loss", "examples", "tokens", "anchor", "anchored", *(f"{term} {what}" for term in TERMS for what in ("nll", "rows")))
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One training row: token ids, where the answer starts, its factor in the loss, its term, and its group (matched documents under one task)."""
+class Objective:
+    """The loss of a run. `anchor_factor` multiplies each benign answer token's KL; `examples_per_step` is the nominal step that losses are divided by."""
 
-    rendered: Rendered
-    factor: float
-    term: str
-    group: str
-    states: torch.Tensor | None = None  # (length, size): what enters the first adapted layer, where the layers below are frozen
+    examples_per_step: int
+    decision_weight: float = 0.0
+    anchor_factor: float = 0.0
+    loss_on: LossOn = "answers"
+    untuned: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+
+class Steps(Dataset[list[dict[str, Any]]]):
+    """A run's steps, as the passes that one of several processes takes.
+
+    Every process makes as many passes in a step as the one with most; those that are short of one repeat the shortest document with weight 0, since
+    processes that share gradients or weights must keep step.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        plan: Sequence[Step],
+        *,
+        compute: Compute,
+        max_batch_tokens: int,
+        pad: int,
+        loss_on: LossOn,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        """Hold the data and the plan; `rank` is this process's number of `processes`."""
+        self.groups, self.plan, self.compute, self.most = groups, plan, compute, max_batch_tokens
+        self.pad, self.loss_on, self.rank, self.processes = pad, loss_on, rank, processes
+
+    def __len__(self) -> int:
+        """Number of steps."""
+        return len(self.plan)
+
+    def __getitem__(self, place: int) -> list[dict[str, Any]]:
+        """The passes of one step."""
+        groups = [self.groups[number] for number in self.plan[place].groups]
+        shares = share_out([size_of([group], self.compute) for group in groups], self.processes)
+        passes = [fit_passes([groups[number] for number in share], self.most, self.compute) for share in shares]
+        mine = [pass_of(one, compute=self.compute, pad=self.pad, loss_on=self.loss_on) for one in passes[self.rank]]
+        if missing := max(map(len, passes)) - len(mine):
+            idle = min((one for share in passes for some in share for one in some), key=lambda group: group.shared_tokens)
+            mine += [pass_of([idle], compute=self.compute, pad=self.pad, loss_on=self.loss_on, weight=0.0)] * missing
+        return mine
 
 
 @dataclass(slots=True)
 class Window:
-    """Sums since the last log: weighted loss and steps, and plain nll by term."""
+    """Sums since the last row of the log, over all processes."""
 
-    loss: float = 0.0
-    batches: int = 0
-    terms: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    steps: int = 0
+    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
 
+    def add(self, sums: Sequence[float]) -> None:
+        """Add the sums of one step, in the order of SUMS."""
+        self.steps += 1
+        for name, value in zip(SUMS, sums, strict=True):
+            self.sums[name] += value
 
-class Rows(Dataset[Row]):
-    """Training rows as a map-style data set."""
+    def mean(self, total: str, count: str) -> float | None:
+        """One sum over another, None where nothing was counted."""
+        return self.sums[total] / self.sums[count] if self.sums[count] else None
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        """Hold `rows`."""
-        self.rows = list(rows)
-
-    def __len__(self) -> int:
-        """Number of rows."""
-        return len(self.rows)
-
-    def __getitem__(self, place: int) -> Row:
-        """One row."""
-        return self.rows[place]
-
-
-def rows_of(examples: Sequence[Example], rendered: Sequence[Rendered], factors: Sequence[float], groups: Sequence[str]) -> Rows:
-    """Join examples with what the renderer and the loss say of them; `factors` are coefficients times the number of rows."""
-    joined = zip(examples, rendered, factors, groups, strict=True)
-    return Rows([Row(one, factor, term_of(example), f"{group}|{example.task}") for example, one, factor, group in joined])
-
-
-class MatchedSampler(Sampler[int]):
-    """A seeded shuffle, another in each epoch, that keeps matched documents next to each other: they differ in intent only, and land in one step."""
-
-    def __init__(self, groups: Sequence[str], seed: int) -> None:
-        """Sample rows whose group names are `groups`."""
-        self.groups, self.seed, self.epoch = list(groups), seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; accelerate calls this, so that a resumed run sees the same order."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        """Row numbers in order."""
-        members: dict[str, list[int]] = defaultdict(list)
-        for place, group in enumerate(self.groups):
-            members[group].append(place)
-        order = sorted(members)
-        Random(f"{self.seed}|{self.epoch}").shuffle(order)
-        return iter([place for group in order for place in members[group]])
-
-    def __len__(self) -> int:
-        """Number of rows."""
-        return len(self.groups)
-
-
-def collate(rows: Sequence[Row], pad: int) -> dict[str, Any]:
-    """Right-padded batch: ids, attention mask, answer mask (rows, length), factors (rows,) and terms."""
-    width = max(len(row.rendered.ids) for row in rows)
-    states = [row.states for row in rows if row.states is not None]
-    return ({"inputs_embeds": torch.nn.utils.rnn.pad_sequence(states, batch_first=True)} if states else {}) | {
-        "input_ids": torch.tensor([row.rendered.ids + [pad] * (width - len(row.rendered.ids)) for row in rows]),
-        "attention_mask": torch.tensor([[1] * len(row.rendered.ids) + [0] * (width - len(row.rendered.ids)) for row in rows]),
-        "answer_mask": torch.tensor([row.rendered.answer_mask + [False] * (width - len(row.rendered.ids)) for row in rows]),
-        "factors": torch.tensor([row.factor for row in rows], dtype=torch.float32),
-        "terms": [row.term for row in rows],
-    }
+    def means(self) -> dict[str, float | None]:
+        """What a row of the log says of the losses."""
+        return (
+            {"loss": self.sums["loss"] / max(1, self.steps)}
+            | {term: self.mean(f"{term} nll", f"{term} rows") for term in TERMS}
+            | {"anchor": self.mean("anchor", "anchored")}
+        )
 
 
 class DefenseTrainer(Trainer):
     """The Trainer with the loss of `docward.tuning.losses`."""
 
-    loss_is_scaled_for_ga = True  # compute_loss divides by the nominal batch itself: short last batches then weigh what they hold, no more
+    def __init__(self, *, steps: Steps, objective: Objective, **options: Any) -> None:
+        """Take a model and TrainingArguments as Trainer does."""
+        super().__init__(train_dataset=steps, **options)
+        self.steps, self.window = steps, Window()
+        self.objective: Objective = objective
+        steps.rank, steps.processes = self.args.process_index, self.args.world_size
+        self.guessing = math.log(options["model"].config.get_text_config().vocab_size)  # nats per token of a uniform guess
 
-    def __init__(self, *, seed: int, pad: int, decision_weight: float, **options: Any) -> None:
-        """Take TrainingArguments and a `Rows` data set as Trainer does; `pad` fills short rows."""
-        super().__init__(data_collator=lambda rows: collate(rows, pad), **options)
-        self.order_seed, self.decision_weight, self.window = seed, decision_weight, Window()
-        self.guessing = math.log(options["model"].config.vocab_size)  # nats per token of a uniform guess
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Steps in order; each process makes its own share, so nothing is left to divide."""
+        return DataLoader(self.steps, batch_size=1, shuffle=False, collate_fn=_only)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> MatchedSampler:
-        rows: Any = train_dataset or self.train_dataset
-        return MatchedSampler([row.group for row in rows.rows], self.order_seed)
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """One optimizer step's gradients: all passes of this process, shared with others at the last one."""
+        model.train()
+        sums = torch.zeros(len(SUMS), dtype=torch.float64)
+        for place, batch in enumerate(inputs):
+            last = place == len(inputs) - 1
+            self.accelerator.gradient_state._set_sync_gradients(last)
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                with self.compute_loss_context_manager():
+                    loss, found = self._pass(model, self._prepare_inputs(batch))
+                self.accelerator.backward(loss * self.args.world_size)  # processes average gradients, the loss is a sum
+            sums += found
+        total: torch.Tensor = self.accelerator.reduce(sums.to(self.args.device, torch.float32), reduction="sum") if self.args.world_size > 1 else sums
+        self.window.add(total.tolist())
+        self._check(total)
+        return total[0].to(self.args.device, torch.float32)
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        """The batch's part of L: sum of factor * nll over its rows, divided by the nominal number of rows in a step."""
-        nll = answer_nll(model, inputs, decision_weight=self.decision_weight)
-        for term, value in zip(inputs["terms"], nll.detach().tolist(), strict=True):
-            self.window.terms[term].append(value)
-        self._check(nll.detach().mean().item())
-        loss = (inputs["factors"] * nll).sum() / (self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps)
-        self.window.loss += loss.item()
-        return (loss, None) if return_outputs else loss
+    def _pass(self, model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss of one pass, and its part of the sums (SUMS)."""
+        objective = self.objective
+        nll, logits = example_nll(model, batch, decision_weight=objective.decision_weight)
+        loss = (batch["factors"] * nll).sum()
+        sums = dict.fromkeys(SUMS, 0.0)
+        if objective.anchor_factor:
+            kl = anchor_kl(self.accelerator.unwrap_model(model), objective.untuned, batch, logits)
+            loss = loss + objective.anchor_factor * float(batch["counted"]) * kl.sum()
+            sums["anchor"] = float(kl.detach().sum())
+            sums["anchored"] = float(sum(batch["answer"][batch["owner"] == place].sum() for place, term in enumerate(batch["terms"]) if term == BENIGN))
+        loss = loss / objective.examples_per_step
+        for term, value in zip(batch["terms"], nll.detach().tolist(), strict=True):
+            sums[f"{term} nll"] += value
+            sums[f"{term} rows"] += 1
+        sums |= {"loss": loss.item(), "examples": len(batch["terms"]), "tokens": batch["tokens"]}
+        return loss, torch.tensor(list(sums.values()), dtype=torch.float64) * float(batch["counted"])
 
-    def _check(self, value: float) -> None:
-        if not math.isfinite(value) or value > EXPLODED * self.guessing:
+    def _check(self, sums: torch.Tensor) -> None:
+        of = dict(zip(SUMS, sums.tolist(), strict=True))
+        value = sum(of[f"{term} nll"] for term in TERMS) / max(1.0, of["examples"])
+        if not math.isfinite(value) or not math.isfinite(of["loss"]) or value > EXPLODED * self.guessing:
             what = f"is {value}" if not math.isfinite(value) else f"exploded to {value:.1f} (guessing gives {self.guessing:.1f})"
             raise TuningError(
                 f"The loss {what} at step {self.state.global_step + 1}, so tuning stopped; checkpoints before it are kept. "
                 f"Lower tuning.learning_rate (now {self.args.learning_rate:g}) or raise tuning.warmup_steps, and start in a new folder."
             )
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                mark_finished(str(self.args.output_dir), self.state.global_step, {"steps": self.window.steps, "sums": self.window.sums})
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors say a full disk in words of their own
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise StorageError(
+                f"Cannot write a checkpoint under {self.args.output_dir}: {said}. Free some space and run the same command again: "
+                "it goes on from the checkpoint before."
+            ) from error
+
+    def _load_callback_state(self) -> None:
+        super()._load_callback_state()
+        if place := self.resumed_from:
+            held = json.loads((place / WINDOW).read_text(encoding="utf-8"))
+            self.window = Window(held["steps"], held["sums"])
+
+    resumed_from: Any = None  # the checkpoint's folder, where the run goes on from one
+
+
+def _only(items: list[Any]) -> Any:
+    return items[0]
+
 
 class Log(TrainerCallback):
-    """Writes training.jsonl, marks finished checkpoints, tells progress."""
+    """Writes training.jsonl and tells progress."""
 
-    def __init__(self, path: Path, trainer: Callable[[], DefenseTrainer], clock: Callable[[], float], progress: Callable[[str, int, int], None]) -> None:
-        """Log to `path`; `trainer` is asked for its window of sums."""
+    def __init__(self, path: Any, trainer: DefenseTrainer, clock: Callable[[], float], progress: Callable[[str, int, int], None]) -> None:
+        """Log to `path`; the window of sums is the trainer's."""
         self.path, self.trainer, self.clock, self.progress = path, trainer, clock, progress
         self.rows: list[dict[str, Any]] = []
         self.start = self.before = 0.0
+        self.done, plan = [0], trainer.steps
+        for step in plan.plan:
+            self.done.append(self.done[-1] + sum(len(plan.groups[place].rows) for place in step.groups))
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Keep the rows up to the checkpoint that tuning goes on from."""
@@ -161,40 +212,27 @@ class Log(TrainerCallback):
         self.rows = [row for row in known if row["step"] <= state.global_step]
         self.before = self.rows[-1]["seconds"] if self.rows else 0.0
         self.start = self.clock()
-        self.progress("tuning steps", state.global_step, state.max_steps)
+        self._tell(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Tell progress."""
-        self.progress("tuning steps", state.global_step, state.max_steps)
+        self._tell(state)
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
+    def _tell(self, state: TrainerState) -> None:
+        self.progress("tuning: examples", self.done[state.global_step], self.done[-1])
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
         """Add a row of means since the last one."""
-        window = self.trainer().window
-        if not logs or "loss" not in logs or not window.terms:
+        window = self.trainer.window
+        if not logs or "loss" not in logs or not window.steps:
             return
-        steps = state.global_step - (self.rows[-1]["step"] if self.rows else 0)
-        means = {term: sum(values) / len(values) for term, values in window.terms.items()}
-        row: dict[str, Any] = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4), "loss": window.loss / max(1, steps)}
-        row |= {name: means.get(name) for name in ("defense", "benign", "general")}
-        self.rows.append(row | {"learning_rate": logs.get("learning_rate"), "seconds": round(self.before + self.clock() - self.start, 2)})
-        write_rows(self.path, self.rows)
-        self.trainer().window = Window()
+        seconds = round(self.before + self.clock() - self.start, 2)
+        since = seconds - (self.rows[-1]["seconds"] if self.rows else 0.0)
+        row = {"step": state.global_step, "epoch": round(self.trainer.steps.plan[state.global_step - 1].epoch, 4)} | window.means()
+        row |= {"learning_rate": logs.get("learning_rate"), "examples": self.done[state.global_step]}
+        self.rows.append(row | {"examples_per_second": round(window.sums["examples"] / since, 3) if since > 0 else None, "seconds": seconds})
+        self.trainer.window = Window()
+        if state.is_world_process_zero:
+            from docward.records import write_rows
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Mark the checkpoint as whole."""
-        checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        for file in checkpoint.iterdir():
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-        (checkpoint / FINISHED).touch()
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The latest whole checkpoint; those that a kill cut short are removed."""
-    whole: list[tuple[int, Path]] = []
-    for checkpoint in folder.glob("checkpoint-*"):
-        if (checkpoint / FINISHED).is_file():
-            whole.append((int(checkpoint.name.split("-")[1]), checkpoint))
-        else:
-            shutil.rmtree(checkpoint, ignore_errors=True)
-    return max(whole)[1] if whole else None
+            write_rows(self.path, self.rows)

@@ -1,47 +1,68 @@
 """The tuning stage: a model, its training examples, a recipe section -> an adapter folder.
 
-In: records and a loaded model. Out: `adapter/` (LoRA weights, config, tokenizer), written whole, and `training.jsonl`. Stop it anywhere and start it again: it
-goes on from the last whole checkpoint, and ends with the same weights as an undisturbed run.
+In: records and a loaded model. Out: `adapter/` (LoRA weights, config, tokenizer; `model/` where all weights are trained), written whole, `training.jsonl`, and
+`probes.jsonl` where the run probes itself. Stop it anywhere and start it again, with any number of processes: it goes on from the last whole checkpoint.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from docward.errors import ModelError, StorageError, TuningError
+from docward import processes
+from docward.errors import RecipeError, StorageError, TuningError
 from docward.models import Loaded
 from docward.recipe import TuningSection
-from docward.records import whole_folder
+from docward.records import text_hash, whole_folder
 from docward.rendering import Rendered, render
-from docward.tuning.losses import coefficients
 from docward.types import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from docward.tuning.packing import Compute, Group
+    from docward.tuning.probing import ProbePlan
+
 Progress = Callable[[str, int, int], None]
+ADAPTER, MODEL = "adapter", "model"
 
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """What tuning gives: the adapter's folder and what was cut to fit `max_length`."""
+    """What tuning gives: the folder of the adapter or model, what was cut to fit `max_length`, and why documents were not shared (empty: they were)."""
 
     adapter: Path
     cut_examples: int
     cut_tokens: int
+    not_shared: str = ""
+
+
+def tuned_folder(run: Path) -> Path:
+    """Where a run has (or will have) what it learned."""
+    return run / MODEL if (run / MODEL / "config.json").is_file() else run / ADAPTER
 
 
 def render_examples(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], limit: int) -> list[Rendered]:
-    """Render examples with their answers, in at most `limit` tokens; only documents are cut."""
+    """Render examples with their answers, in at most `limit` tokens; only documents are cut, and one document is cut alike for all its tasks."""
+
+    def one(example: Example, most: int) -> Rendered:
+        asked: dict[str, Any] = {"document": example.document, "instruction": example.instruction, "answer": example.response, "system": example.system}
+        return render(tokenizer, **asked, position=example.position, limit=most)
+
+    rendered = [one(example, limit) for example in examples]
+    frames = [len(row.ids) - len(row.document) for row in rendered]
+    widest: dict[str, int] = {}
+    for example, frame in zip(examples, frames, strict=True):
+        widest[example.document_id] = max(widest.get(example.document_id, 0), frame)
     return [
-        render(tokenizer, document=one.document, instruction=one.instruction, answer=one.response, position=one.position, system=one.system, limit=limit)
-        for one in examples
+        one(example, limit - widest[example.document_id] + frame) if row.dropped or len(row.document) > limit - widest[example.document_id] else row
+        for example, row, frame in zip(examples, rendered, frames, strict=True)
     ]
 
 
@@ -54,65 +75,183 @@ def tune(
     seed: int,
     groups: Mapping[str, str] | None = None,
     task_weights: Mapping[str, float] | None = None,
+    probe: ProbePlan | None = None,
     progress: Progress = lambda *_: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Tuned:
-    """Tune a LoRA adapter into `run/adapter`; checkpoints lie in `run/checkpoints` until it is done.
+    """Tune into `run/adapter` (`run/model` without PEFT); checkpoints lie in `run/checkpoints` until it is done.
 
     Args:
         loaded: the untuned model; it is changed in place.
         examples: training examples, general ones included.
         section: the recipe's tuning section.
         run: the run folder.
-        seed: for the adapter's start, dropout and the order of rows.
-        groups: document id -> name of its matched group; those land in one step.
+        seed: for the adapter's start, dropout and the order of steps.
+        groups: document id -> name of its matched group; those land in one step where they fit.
         task_weights: of each trained task; default: what the section says, or equal.
-        progress: told steps done and in all.
+        probe: what to probe the model on while tuning; the best adapter is kept then, else the last.
+        progress: told examples done and in all.
         clock: seconds, for the log.
 
     Raises:
-        TuningError: the loss is NaN or explodes.
+        RecipeError: nothing to learn on one side, settings that do not go together, a batch bound below one row.
+        TuningError: the loss is NaN or explodes; checkpoints of another run, or damaged.
         ModelError: the model has no modules with the wanted names.
         StorageError: no disk space for a checkpoint or the adapter.
     """
+    import torch
     from transformers import set_seed
 
+    from docward.tuning.adapters import prepare
     from docward.tuning.frozen import frozen_below
-    from docward.tuning.trainer import rows_of
+    from docward.tuning.sharing import attention, attention_of, shared_layout
 
+    data, rendered = training_groups(loaded, examples, section, groups=groups, task_weights=task_weights)
+    set_seed(seed)
+    model = prepare(loaded, section)
+    with ExitStack() as stack:
+        plain = attention_of(model)
+        compute, why = choose_compute(loaded, model, data, section)
+        if why:
+            progress(f"documents are not shared between tasks: {why}", 0, 0)
+        if compute == "shared":
+            stack.enter_context(shared_layout(model))
+        frozen = stack.enter_context(frozen_below(loaded, data, section.lora_first_layer, compute, progress))
+
+        @contextmanager
+        def whole() -> Iterator[None]:
+            with frozen.whole(), attention(model, plain):
+                yield
+
+        with torch.enable_grad():
+            _train(loaded, model, data, section, compute=compute, whole=whole, run=run, seed=seed, probe=probe, progress=progress, clock=clock)
+    if processes.rank() == 0:
+        shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    return Tuned(tuned_folder(run), sum(one.dropped > 0 for one in rendered), sum(one.dropped for one in rendered), why)
+
+
+def training_groups(
+    loaded: Loaded,
+    examples: Sequence[Example],
+    section: TuningSection,
+    *,
+    groups: Mapping[str, str] | None = None,
+    task_weights: Mapping[str, float] | None = None,
+) -> tuple[list[Group], list[Rendered]]:
+    """Examples as groups of rows that begin alike, each row with its factor: its coefficient in the loss times the number of rows.
+
+    Raises:
+        RecipeError: there are no malicious examples or no benign ones, or a row is longer than `max_batch_tokens`.
+    """
+    from docward.tuning.losses import coefficients, term_of
+    from docward.tuning.packing import Row, group_of, too_long
+
+    _both_sides(examples, section)
     rendered = render_examples(loaded.tokenizer, examples, min(section.max_length, loaded.context))
     if task_weights is None and isinstance(section.task_weights, dict):
         task_weights = section.task_weights
     weights = coefficients(examples, benign_weight=section.benign_weight, general_weight=section.general_weight, task_weights=task_weights)
-    rows = rows_of(
-        examples, rendered, [weight * len(examples) for weight in weights], [(groups or {}).get(one.document_id, one.document_id) for one in examples]
-    )
-    set_seed(seed)
-    model = with_lora(loaded, section)
-    with frozen_below(loaded, rows, section.lora_first_layer, progress):
-        _train(loaded, model, rows, section, run, seed, progress, clock)
-    save_adapter(loaded, model, run / "adapter")
-    shutil.rmtree(run / "checkpoints", ignore_errors=True)
-    return Tuned(run / "adapter", sum(one.dropped > 0 for one in rendered), sum(one.dropped for one in rendered))
+    alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for place, one in enumerate(examples):
+        alike[one.document_id, one.document, one.position, one.system].append(place)
+    found = []
+    for (document, *_), places in alike.items():
+        rows = [Row(rendered[place], weights[place] * len(examples), term_of(examples[place]), examples[place].task) for place in places]
+        found.append(group_of(rows, document=document, matched=(groups or {}).get(document, document)))
+    widest = max(found, key=lambda group: group.width)
+    if widest.width > section.max_batch_tokens:
+        raise too_long(widest, section.max_batch_tokens)
+    return found, rendered
 
 
-def _train(loaded: Loaded, model: Any, rows: Any, section: TuningSection, run: Path, seed: int, progress: Progress, clock: Callable[[], float]) -> None:
+def _both_sides(examples: Sequence[Example], section: TuningSection) -> None:
+    from docward.tuning.losses import BENIGN, DEFENSE, term_of
+
+    there = {term_of(one) for one in examples}
+    if DEFENSE not in there:
+        raise RecipeError("There are no malicious training examples, so there is nothing to decline. Add malicious documents, or lower dataset.test_share.")
+    if BENIGN not in there and section.benign_weight:
+        raise RecipeError(
+            "There are no benign training examples: a model tuned on refusals alone declines everything. Add sensitive or ordinary documents, "
+            "or set tuning.benign_weight to 0 if that is what you want."
+        )
+
+
+def choose_compute(loaded: Loaded, model: Any, groups: Sequence[Group], section: TuningSection) -> tuple[Compute, str]:
+    """How rows go through the model, and why not shared where that was wanted and cannot be."""
+    from docward.tuning.losses import example_nll
+    from docward.tuning.sharing import why_not_shared
+
+    if section.compute == "rows":
+        return "rows", ""
+    why = why_not_shared(model, groups, lambda one, batch: example_nll(one, batch)[0], pad=loaded.tokenizer.pad_token_id)
+    return ("rows", why) if why else ("shared", "")
+
+
+def _train(
+    loaded: Loaded,
+    model: Any,
+    groups: list[Group],
+    section: TuningSection,
+    *,
+    compute: Compute,
+    whole: Any,
+    run: Path,
+    seed: int,
+    probe: ProbePlan | None,
+    progress: Progress,
+    clock: Callable[[], float],
+) -> None:
     from transformers import PrinterCallback
 
-    from docward.tuning.trainer import DefenseTrainer, Log, last_checkpoint
+    from docward.tuning.adapters import save_tuned
+    from docward.tuning.checkpoints import claim, last_checkpoint
+    from docward.tuning.planning import plan_steps
+    from docward.tuning.probing import Probe
+    from docward.tuning.trainer import DefenseTrainer, Log, Steps
 
     checkpoints = run / "checkpoints"
-    trainer = DefenseTrainer(
-        model=model,
-        args=_arguments(section, checkpoints, seed, loaded),
-        train_dataset=rows,
-        seed=seed,
-        pad=loaded.tokenizer.pad_token_id,
-        decision_weight=section.decision_weight,
-    )
+    args = _arguments(section, checkpoints, seed, loaded)
+    mine = run_identity(loaded, groups, section, seed) | {"_examples_per_step": examples_per_step(section, args.world_size)}
+    first = _on_main(lambda: claim(checkpoints, mine))
+    objective = _objective(model, groups, section, first["_examples_per_step"])
+    plan = plan_steps(groups, examples_per_step=objective.examples_per_step, epochs=section.num_train_epochs, seed=seed)
+    args.max_steps = len(plan)
+    steps = Steps(groups, plan, compute=compute, max_batch_tokens=section.max_batch_tokens, pad=loaded.tokenizer.pad_token_id, loss_on=section.loss_on)
+    trainer = DefenseTrainer(model=model, args=args, steps=steps, objective=objective)
     trainer.remove_callback(PrinterCallback)  # the library never prints
-    trainer.add_callback(Log(run / "training.jsonl", lambda: trainer, clock, progress))
-    start = last_checkpoint(checkpoints) if checkpoints.is_dir() else None
+    trainer.add_callback(Log(run / "training.jsonl", trainer, clock, progress))
+    probing = None
+    if probe is not None:
+        how = {"save": lambda folder: save_tuned(loaded, model, folder), "whole": whole, "clock": clock, "progress": progress}
+        probing = Probe(loaded, probe, trainer, path=run / "probes.jsonl", **how)
+        trainer.add_callback(probing)
+    start = _on_main(lambda: last_checkpoint(checkpoints))
+    trainer.resumed_from = start
+    if not (probing and start and probing.over_at(int(start.name.split("-")[1]))):
+        _run_trainer(trainer, start, checkpoints)
+    _save(loaded, model, trainer, probing, run / (ADAPTER if section.use_peft else MODEL))
+
+
+def _on_main(do: Callable[[], Any]) -> Any:
+    """What process 0 finds, told to all; its error is everybody's."""
+    if processes.count() == 1:
+        return do()
+    from accelerate.utils import broadcast_object_list
+
+    found: list[Any] = [None, None]
+    if processes.rank() == 0:
+        try:
+            found[0] = do()
+        except (TuningError, StorageError) as error:
+            found[1] = error
+    broadcast_object_list(found)
+    if found[1] is not None:
+        raise found[1]
+    return found[0]
+
+
+def _run_trainer(trainer: Any, start: Path | None, checkpoints: Path) -> None:
     try:
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     except OSError as error:
@@ -123,71 +262,92 @@ def _train(loaded: Loaded, model: Any, rows: Any, section: TuningSection, run: P
         raise TuningError(f"Cannot go on from {start}: {error}. Delete {checkpoints} to start tuning afresh.") from error
 
 
-def with_lora(loaded: Loaded, section: TuningSection) -> Any:
-    """Put a fresh LoRA adapter on a model; its weights are float32 whatever the model's are."""
-    from peft import LoraConfig, get_peft_model
+def _save(loaded: Loaded, model: Any, trainer: Any, probing: Any, folder: Path) -> None:
+    """Write what was learned: the best probed state, else the last one."""
+    from docward.tuning.adapters import save_tuned
 
-    layers = list(range(section.lora_first_layer, int(loaded.model.config.num_hidden_layers)))
-    if not layers:
-        raise ModelError(
-            f"tuning.lora_first_layer = {section.lora_first_layer}, but {loaded.name} has {loaded.model.config.num_hidden_layers} layers. Set it lower."
-        )
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=section.lora_r,
-        lora_alpha=section.lora_alpha,
-        lora_dropout=section.lora_dropout,
-        target_modules=_targets(loaded.model, section.lora_target_modules),
-        layers_to_transform=layers if section.lora_first_layer else None,
-    )
-    return get_peft_model(loaded.model, config)
+    best = probing.best() if probing else None
+    if best is not None:
+        if processes.rank() == 0:
+            whole_folder(folder, lambda draft: shutil.copytree(best, draft, dirs_exist_ok=True))
+    else:
+        sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
+        if processes.rank() == 0:
+            save_tuned(loaded, model, folder, weights=weights)
+    trainer.accelerator.wait_for_everyone()
 
 
-def _targets(model: Any, wanted: list[str] | str) -> list[str]:
-    from torch.nn import Linear
+def examples_per_step(section: TuningSection, world_size: int) -> int:
+    """Examples that one optimizer step holds, over all processes and accumulation, as Trainer counts them."""
+    return section.per_device_train_batch_size * section.gradient_accumulation_steps * world_size
 
-    head = model.get_output_embeddings()
-    linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, Linear) and module is not head}
-    if wanted == "all-linear":
-        return sorted(linear)
-    if missing := sorted(set(wanted) - linear):
-        raise ModelError(f"tuning.lora_target_modules: this model has no {', '.join(missing)}. It has: {', '.join(sorted(linear))}.")
-    return sorted(wanted)
+
+def run_identity(loaded: Loaded, groups: Sequence[Group], section: TuningSection, seed: int) -> dict[str, Any]:
+    """What a run's checkpoints depend on. How the work is divided (compute, accumulation, batch bounds) and what is reported do not count."""
+    free = {"compute", "max_batch_tokens", "per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "save_steps", "report_to"}
+    settings = section.model_dump(mode="json", exclude=free)
+    rows = (f"{row.factor:.9e} {row.rendered.ids}" for group in groups for row in group.rows)
+    return {"model": loaded.name, "weights": loaded.fingerprint, "data": text_hash(*rows), "seed": seed} | settings
+
+
+def _objective(model: Any, groups: Sequence[Group], section: TuningSection, per_step: int) -> Any:
+    from docward.tuning.losses import BENIGN
+    from docward.tuning.trainer import Objective
+
+    objective = Objective(per_step, section.decision_weight, 0.0, section.loss_on)
+    rows = [row for group in groups for row in group.rows]
+    tokens = sum(len(row.rendered.ids) - row.rendered.answer_start for row in rows if row.term == BENIGN)
+    if not section.anchor_weight or not tokens:
+        return objective
+    return replace(objective, anchor_factor=section.anchor_weight * len(rows) / tokens, untuned=model.disable_adapter)
 
 
 def _arguments(section: TuningSection, checkpoints: Path, seed: int, loaded: Loaded) -> Any:
-    import torch
     from transformers import TrainingArguments
 
-    same = ["learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps"]
-    same += ["weight_decay", "max_grad_norm", "logging_steps", "save_steps", "report_to"]
-    return TrainingArguments(
-        output_dir=str(checkpoints),
-        seed=seed,
-        data_seed=seed,
-        use_cpu=loaded.model.device.type == "cpu",
-        bf16=loaded.model.dtype == torch.bfloat16,
-        save_strategy="steps",
-        save_total_limit=2,
-        logging_strategy="steps",
-        logging_nan_inf_filter=False,  # a NaN must be seen, not averaged away
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
+    from docward.models import best_device, bf16_speedup
+
+    same = ["learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "logging_steps", "save_steps", "report_to"]
+    same += ["gradient_checkpointing", "optim"]
+    on_cpu = loaded.model.device.type == "cpu" and not processes.spread()
+    ours: dict[str, Any] = {
+        "output_dir": str(checkpoints),
+        "seed": seed,
+        "data_seed": seed,
+        "use_cpu": on_cpu,
+        # adapters take their own part in float32, so a bfloat16 model needs no autocast; all weights in float32 do where it is the faster one
+        "bf16": not section.use_peft and (best_device() != "cpu" or bf16_speedup() > 1.2),
+        "per_device_train_batch_size": 1,  # of Trainer's batches, which are whole steps
+        "save_strategy": "steps",
+        "save_total_limit": 2,
+        "logging_strategy": "steps",
+        "logging_nan_inf_filter": False,  # a NaN must be seen, not averaged away
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
+        "disable_tqdm": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
         **{name: getattr(section, name) for name in same},
-    )
+    }
+    return TrainingArguments(**_extra(section, ours), **ours)
 
 
-def save_adapter(loaded: Loaded, model: Any, folder: Path) -> None:
-    """Write an adapter whole, with the tokenizer (and the chat template that it was tuned with) and the base model's name as it was given."""
+def _extra(section: TuningSection, ours: Mapping[str, Any]) -> dict[str, Any]:
+    """Trainer's other options, as the recipe names them.
 
-    def save(draft: Path) -> None:
-        model.save_pretrained(str(draft), save_embedding_layers=False)
-        loaded.tokenizer.save_pretrained(str(draft))
-        place = draft / "adapter_config.json"
-        config = json.loads(place.read_text(encoding="utf-8"))
-        config["base_model_name_or_path"] = loaded.name
-        place.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        (draft / "README.md").unlink(missing_ok=True)
+    Raises:
+        RecipeError: there is no such option, or Docward sets it itself.
+    """
+    from dataclasses import fields
+    from difflib import get_close_matches
 
-    whole_folder(folder, save)
+    from transformers import TrainingArguments
+
+    known = {field.name for field in fields(TrainingArguments) if field.init} - {"max_steps", "num_train_epochs", "gradient_accumulation_steps"} - set(ours)
+    for name in section.training_arguments:
+        if name not in known:
+            close = get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+            mean = f"; did you mean {close[0]!r}?" if close else ""
+            why = "Docward sets it itself, or has a key of its own for it" if name in ours else f"TrainingArguments has no such option{mean}"
+            raise RecipeError(f"tuning.training_arguments.{name}: {why}.")
+    return dict(section.training_arguments)

@@ -1,0 +1,90 @@
+"""What is trained: a LoRA adapter (with PEFT's own switches), or all weights.
+
+In: a loaded model and the recipe's section. Out: the model to train, and a folder of what was learned: an adapter, or a whole model.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from docward.errors import ModelError
+from docward.models import Loaded
+from docward.recipe import TuningSection
+from docward.records import whole_folder
+
+
+def prepare(loaded: Loaded, section: TuningSection) -> Any:
+    """The model to train: with a fresh adapter, whose weights are float32 whatever the model's are, or as it is with all weights to be trained.
+
+    Raises:
+        ModelError: the model has no modules with the wanted names, or no such layers.
+    """
+    model: Any = loaded.model
+    if getattr(model, "is_quantized", False):
+        from peft import prepare_model_for_kbit_training
+
+        prepared: Any = prepare_model_for_kbit_training
+        model = loaded.model = prepared(model, use_gradient_checkpointing=section.gradient_checkpointing)
+    if not section.use_peft:
+        return model.requires_grad_(True)
+    return with_lora(loaded, section)
+
+
+def with_lora(loaded: Loaded, section: TuningSection) -> Any:
+    """Put a fresh LoRA adapter on a model."""
+    from peft import LoraConfig, get_peft_model
+
+    count = int(loaded.model.config.get_text_config().num_hidden_layers)
+    layers = list(range(section.lora_first_layer, count))
+    if not layers:
+        raise ModelError(f"tuning.lora_first_layer = {section.lora_first_layer}, but {loaded.name} has {count} layers. Set it lower.")
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=section.lora_r,
+        lora_alpha=section.lora_alpha,
+        lora_dropout=section.lora_dropout,
+        use_dora=section.use_dora,
+        use_rslora=section.use_rslora,
+        target_modules=_targets(loaded.model, section.lora_target_modules),
+        layers_to_transform=layers if section.lora_first_layer else None,
+    )
+    return get_peft_model(loaded.model, config)
+
+
+def _targets(model: Any, wanted: list[str] | str) -> list[str]:
+    from torch.nn import Linear
+
+    head = model.get_output_embeddings()
+    linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, Linear) and module is not head}
+    if wanted == "all-linear":
+        return sorted(linear)
+    if missing := sorted(set(wanted) - linear):
+        raise ModelError(f"tuning.lora_target_modules: this model has no {', '.join(missing)}. It has: {', '.join(sorted(linear))}.")
+    return sorted(wanted)
+
+
+def save_tuned(loaded: Loaded, model: Any, folder: Path, *, weights: dict[str, Any] | None = None) -> None:
+    """Write an adapter, or a whole model, with the tokenizer (and the chat template that it was tuned with); an adapter names its base as it was given.
+
+    Args:
+        loaded: the model's name and tokenizer.
+        model: what was trained.
+        folder: it is written whole or not at all.
+        weights: the state to write, where the model's own is spread over processes.
+    """
+
+    def save(draft: Path) -> None:
+        model.save_pretrained(
+            str(draft), **({"save_embedding_layers": False} if hasattr(model, "peft_config") else {}), **({"state_dict": weights} if weights else {})
+        )
+        loaded.tokenizer.save_pretrained(str(draft))
+        place = draft / "adapter_config.json"
+        if place.is_file():
+            config = json.loads(place.read_text(encoding="utf-8"))
+            config["base_model_name_or_path"] = loaded.name
+            place.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (draft / "README.md").unlink(missing_ok=True)
+
+    whole_folder(folder, save)

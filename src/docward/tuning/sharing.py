@@ -1,0 +1,175 @@
+"""One pass over a document for all its tasks: an attention in which the branches of a document see its prefix and themselves, and nothing else.
+
+In: a model of transformers and a shared pass (see `packing`). Out: the loss and gradients that plain rows give, for K(P + s) tokens at the price of P + Ks.
+Each key and value of the prefix is one node of the graph that K branches use, so its gradient is the sum of theirs. `why_not_shared` runs both computes on one
+document and says why a model cannot do it, if it cannot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from docward.tuning.packing import Group, Layout, pass_of
+
+NAME = "docward_shared"
+# Largest difference of gradients between the two computes, over the gradient's norm, that is taken for rounding.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
+ATTENDING = {"full_attention", "sliding_attention", "attention"}
+
+
+def shared_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    layout: Layout,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of a shared pass.
+
+    Args:
+        module: the model's attention layer.
+        query: (1, heads, tokens, size).
+        key: (1, key and value heads, tokens, size).
+        value: as `key`.
+        attention_mask: not used: the layout says who sees whom.
+        layout: where prefixes and branches lie.
+        scaling: of the scores; default: 1 / sqrt(size).
+        dropout: of attention weights.
+        sliding_window: a token sees itself and this many minus one before it.
+        others: what a model passes along; a soft cap or sinks are refused.
+
+    Returns:
+        (1, tokens, heads, size), and no weights.
+
+    Raises:
+        NotImplementedError: the layer wants what this attention does not do.
+    """
+    if wanted := [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]:
+        raise NotImplementedError(f"its attention has {' and '.join(wanted)}")
+    repeats = query.shape[1] // key.shape[1]
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    how: dict[str, Any] = {"scale": scaling, "dropout_p": dropout}
+    out = []
+    for start, prefix, branches in layout.documents:
+        stop = start + prefix
+        head = slice(start, stop)
+        mask = _mask(prefix, prefix, sliding_window, query.device) if sliding_window and sliding_window < prefix else None
+        causal = {"attn_mask": mask} if mask is not None else {"is_causal": True}
+        out.append(scaled_dot_product_attention(query[:, :, head], key[:, :, head], value[:, :, head], **causal, **how))
+        for branch, own in branches:
+            # what a window has left behind is not even read
+            seen = slice(stop - min(prefix, sliding_window - 1) if sliding_window else start, stop)
+            mine = slice(branch, branch + own)
+            keys, values = (torch.cat([states[:, :, seen], states[:, :, mine]], 2) for states in (key, value))
+            mask = _mask(own, keys.shape[2], sliding_window, query.device)
+            out.append(scaled_dot_product_attention(query[:, :, mine], keys, values, attn_mask=mask, **how))
+    return torch.cat(out, 2).transpose(1, 2), None
+
+
+def _mask(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """True where one of the last `queries` of `keys` tokens sees a key."""
+    mask = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    return mask.triu(keys - queries - window + 1) if window else mask
+
+
+def shared_layout(model: Any) -> AbstractContextManager[None]:
+    """Let a model take shared passes (`layout=...`) while the block lasts."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, shared_attention)
+    return attention(model, NAME)
+
+
+@contextmanager
+def attention(model: Any, name: str) -> Iterator[None]:
+    """Another attention, by the name that transformers knows it by, while the block lasts."""
+    inner = _unwrapped(model)
+    before = attention_of(model)
+    inner.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        inner.set_attn_implementation(before)
+
+
+def attention_of(model: Any) -> str:
+    """The name of the attention that a model has now."""
+    return str(_unwrapped(model).config._attn_implementation)
+
+
+def _unwrapped(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def why_not_shared(model: Any, groups: Sequence[Group], loss: Callable[[Any, dict[str, Any]], torch.Tensor], *, pad: int) -> str:
+    """Why a model cannot take shared passes; empty if it can.
+
+    Its configuration is read first; then the loss and all gradients of one small document under its tasks are computed both ways.
+
+    Args:
+        model: with or without an adapter.
+        groups: the training data; the shortest document with more than one row is tried.
+        loss: a model and a pass to the mean nll of each example.
+        pad: token id that fills short rows.
+    """
+    if why := _why_not_by_kind(model):
+        return why
+    several = [group for group in groups if len(group.rows) > 1]
+    if not several:
+        return ""
+    group = min(several, key=lambda one: one.shared_tokens)
+    was_training = model.training
+    model.eval()  # no dropout: it would differ between the two
+    try:
+        wanted, gradients = _loss_and_gradients(model, pass_of([group], compute="rows", pad=pad), loss)
+        with shared_layout(model):
+            found, same = _loss_and_gradients(model, pass_of([group], compute="shared", pad=pad), loss)
+    except (NotImplementedError, TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    finally:
+        model.train(was_training)
+    return _difference(wanted, found, gradients, same, TOLERANCE.get(_unwrapped(model).dtype, 0.05))
+
+
+def _why_not_by_kind(model: Any) -> str:
+    config = getattr(model, "active_peft_config", None)
+    if getattr(config, "is_prompt_learning", False):
+        return f"{config.peft_type} adapters put tokens of their own before the prompt" if config else ""
+    inner = _unwrapped(model)
+    text = inner.config.get_text_config()
+    if text.is_encoder_decoder:
+        return "it is an encoder and decoder"
+    if other := sorted(set(getattr(text, "layer_types", None) or ()) - ATTENDING):
+        return f"it has layers that are no attention over all tokens before ({', '.join(other)})"
+    if not getattr(inner, "_supports_attention_backend", False):
+        return "its attention cannot be exchanged (recurrent, or code of its own)"
+    return ""
+
+
+def _loss_and_gradients(model: Any, batch: dict[str, Any], loss: Callable[[Any, dict[str, Any]], torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    device = _unwrapped(model).device
+    total = loss(model, {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}).sum()
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    found = torch.autograd.grad(total, trained, allow_unused=True) if trained else []
+    return total.detach(), [torch.zeros(()) if gradient is None else gradient for gradient in found]
+
+
+def _difference(wanted: torch.Tensor, found: torch.Tensor, gradients: list[torch.Tensor], same: list[torch.Tensor], tolerance: float) -> str:
+    norm = torch.stack([gradient.double().norm() for gradient in gradients]).norm() if gradients else torch.ones(())
+    apart = torch.stack([(a.double() - b.double()).norm() for a, b in zip(gradients, same, strict=True)]).norm() if gradients else torch.zeros(())
+    off = [abs(float(found - wanted)) / max(1.0, abs(float(wanted))), float(apart / norm.clamp(min=1e-12))]
+    if max(off) <= tolerance:
+        return ""
+    return f"loss and gradients differ from those of plain rows by {off[0]:.1g} and {off[1]:.1g} (at most {tolerance:g} is rounding)"
