@@ -309,7 +309,7 @@ def _arguments(section: TuningSection, checkpoints: Path, seed: int, loaded: Loa
     from docward.models import best_device, bf16_speedup
 
     same = ["learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "logging_steps", "save_steps", "report_to"]
-    same += ["gradient_checkpointing", "optim"]
+    same += ["optim"]
     on_cpu = loaded.model.device.type == "cpu" and not processes.spread()
     ours: dict[str, Any] = {
         "output_dir": str(checkpoints),
@@ -326,10 +326,18 @@ def _arguments(section: TuningSection, checkpoints: Path, seed: int, loaded: Loa
         "remove_unused_columns": False,
         "dataloader_pin_memory": False,
         "disable_tqdm": True,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        **_checkpointing(section),
         **{name: getattr(section, name) for name in same},
     }
     return TrainingArguments(**_extra(section, ours), **ours)
+
+
+def _checkpointing(section: TuningSection) -> dict[str, Any]:
+    """Trainer's switch for recomputing activations, by the name that the installed version calls it by."""
+    from transformers import TrainingArguments
+
+    name = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in TrainingArguments.__dataclass_fields__)
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}} if section.gradient_checkpointing else {}
 
 
 def _extra(section: TuningSection, ours: Mapping[str, Any]) -> dict[str, Any]:
