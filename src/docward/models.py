@@ -359,7 +359,7 @@ def best_device() -> str:
     """`cuda` or another accelerator where there is one (this process's own, where a launcher started several), else `cpu`."""
     import torch
 
-    if processes.spread() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in {"1", "true"}:
+    if processes.spread() or processes.on_cpu():
         return "cpu"
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if not found:
@@ -372,6 +372,19 @@ def default_dtype(device: str) -> torch.dtype:
     import torch
 
     return torch.bfloat16 if device != "cpu" or (processes.spread() and torch.accelerator.is_available()) or bf16_speedup() > 1.2 else torch.float32
+
+
+def matmul_rate(dtype: torch.dtype, *, size: int = 1024) -> float:
+    """FLOPs a second of a square matrix product on this CPU, the best of some turns."""
+    import torch
+
+    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    best = float("inf")
+    for _ in range(PROBES):
+        start = time.perf_counter()
+        left @ right
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
 
 
 def bf16_speedup() -> float:

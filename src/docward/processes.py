@@ -6,8 +6,15 @@ In: the environment that the launcher sets (RANK, WORLD_SIZE, LOCAL_RANK). Out: 
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from datetime import timedelta
+from typing import TypeVar
 
+from docward.errors import DocwardError, UsageError
+
+Found = TypeVar("Found")
+HEAD_START = 10.0  # seconds; a launcher ends the other processes within one of the first that fails
 LONGEST_WAIT = timedelta(days=1)  # while process 0 builds the dataset, or answers what the others have answered already
 
 
@@ -31,9 +38,50 @@ def spread() -> bool:
     return any(os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in {"1", "true"} for name in ("FSDP", "DEEPSPEED"))
 
 
-def wait() -> None:
-    """Wait until all processes have come here."""
-    if count() > 1:
-        from accelerate import PartialState
+def on_cpu() -> bool:
+    """Whether the launcher was told to leave accelerators alone."""
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in {"1", "true"}
 
-        PartialState(timeout=LONGEST_WAIT).wait_for_everyone()
+
+def wait() -> None:
+    """Wait until all processes have come here. The first wait comes before all other talk: it says how long the processes may keep each other waiting.
+
+    Raises:
+        UsageError: they cannot talk to each other.
+    """
+    if count() == 1:
+        return
+    import torch
+    from accelerate import PartialState
+
+    state = PartialState(cpu=on_cpu() or not (spread() or torch.accelerator.is_available()), timeout=LONGEST_WAIT)
+    if state.num_processes != count():
+        raise UsageError(
+            f"{count()} processes were started for accelerators that talk to each other, and this machine has none. Launch them with "
+            "recipes/accelerate/ddp_cpu.yaml, or tune without a launcher."
+        )
+    state.wait_for_everyone()
+
+
+def on_main(do: Callable[[], Found]) -> Found:
+    """What process 0 finds, told to all; its error is everybody's. All processes must call it."""
+    if count() == 1:
+        return do()
+    from accelerate.utils import broadcast_object_list
+
+    said: list[tuple[Found | None, DocwardError | None]] = [(None, None)]
+    if rank() == 0:
+        try:
+            said[0] = (do(), None)
+        except DocwardError as error:
+            said[0] = (None, error)
+    found, error = broadcast_object_list(said)[0]
+    if error is not None:
+        raise error
+    return found  # type: ignore[no-any-return]
+
+
+def give_way() -> None:
+    """Before a process ends with an error: let process 0 speak first. Mostly it has the same to say, and the launcher then ends this one; so it is said once."""
+    if rank():
+        time.sleep(HEAD_START)

@@ -60,7 +60,7 @@ def test_starting_at_the_first_adapted_layer_changes_no_loss_and_no_gradient(tin
         parts = [part for group in groups for part in fit_passes([group], group.width, compute)]
         assert len(parts) > len(groups)
         model.zero_grad()
-        apart = sum(float(nll_of(model, part, compute).sum()) for part in parts)
+        apart = sum(nll_of(model, part, compute).sum().item() for part in parts)
     assert apart == pytest.approx(wanted.item(), rel=1e-7)
     assert found.item() == pytest.approx(wanted.item(), rel=1e-7)
     assert gradients

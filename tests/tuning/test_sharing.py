@@ -179,7 +179,12 @@ def test_adapters_that_speak_before_the_prompt_are_found_out():
 
 
 def test_an_attention_that_lets_branches_see_each_other_is_found_out(monkeypatch):
-    from docward.tuning import sharing
+    from docward.tuning import attention
+
+    def leaking(layout):
+        for start, prefix, branches in layout.documents:
+            head, tail = slice(start, start + prefix), slice(branches[0][0], sum(branches[-1]))
+            yield from [(head, head, True), (tail, head, False), (tail, tail, True)]
 
     loaded = family("Llama")
     model = adapted(loaded)
@@ -187,7 +192,7 @@ def test_an_attention_that_lets_branches_see_each_other_is_found_out(monkeypatch
     loss = lambda one, batch: example_nll(one, batch)[0]  # noqa: E731
     before = model.training
     assert why_not_shared(model, groups, loss, pad=256) == ""
-    monkeypatch.setattr(sharing, "_mask", lambda queries, keys, window, device: torch.ones(queries, keys, dtype=torch.bool))
+    monkeypatch.setattr(attention, "_parts", leaking)
     assert "differ from those of plain rows" in why_not_shared(model, groups, loss, pad=256)
     assert model.training is before
 

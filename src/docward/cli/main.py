@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from docward.errors import DocwardError, RecipeError
+from docward import processes
+from docward.errors import DocwardError, RecipeError, UsageError
 
 app = typer.Typer(
     name="docward",
@@ -39,6 +40,11 @@ def run(recipe: RecipeFile, set_: Overrides = None, output_dir: RunFolder = None
     from docward.recipe import load_recipe
 
     folder = _folder(recipe, output_dir)
+    if processes.count() > 1:
+        raise UsageError(
+            f"docward run was started as {processes.count()} processes, and only tuning can be divided among them. Launch `docward tune {recipe} --output-dir "
+            f"{folder}` instead, then run `docward run {recipe} --output-dir {folder}` without a launcher: it goes on from there."
+        )
     loaded = load_recipe(recipe, overrides=set_ or [])
     already = (folder / "report.html").is_file() and (folder / "metrics.json").is_file()
     with bars() as progress:
@@ -59,7 +65,7 @@ def tune(recipe: RecipeFile, set_: Overrides = None, output_dir: RunFolder = Non
 
 
 def _stages(recipe: Path, overrides: list[str] | None, output_dir: Path | None, last: str) -> None:
-    from docward import loop, processes
+    from docward import loop
     from docward.cli.showing import bars, show_audit
     from docward.recipe import load_recipe
 
@@ -167,13 +173,17 @@ def doctor() -> None:
 
 
 def main() -> None:
-    """Run the command line; a `DocwardError` becomes one message and its exit code."""
+    """Run the command line; a `DocwardError` becomes one message and its exit code, said by one process where a launcher started several."""
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.* is deprecated", category=FutureWarning)  # peft asks by the old name
     try:
         app()
     except DocwardError as error:
+        processes.give_way()
         typer.secho("Error: ", fg="red", bold=True, nl=False, err=True)
         typer.echo(str(error), err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(1)
+    except Exception:  # such as: process 0 has gone, and this one was talking to it
+        processes.give_way()
+        raise

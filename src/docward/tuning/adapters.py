@@ -65,6 +65,21 @@ def _targets(model: Any, wanted: list[str] | str) -> list[str]:
     return sorted(wanted)
 
 
+def gathered(wrapped: Any, *, deepspeed: bool = False) -> dict[str, Any]:
+    """The trained weights of a model whose weights are spread over processes, whole and in the CPU's memory of process 0; all processes must call it.
+
+    Args:
+        wrapped: the model, as FSDP2 or DeepSpeed wrapped it.
+        deepspeed: by the latter.
+    """
+    if deepspeed:
+        found: dict[str, Any] = wrapped._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=True)
+        return found
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    return get_model_state_dict(wrapped, options=StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True))
+
+
 def save_tuned(loaded: Loaded, model: Any, folder: Path, *, weights: dict[str, Any] | None = None) -> None:
     """Write an adapter, or a whole model, with the tokenizer (and the chat template that it was tuned with); an adapter names its base as it was given.
 

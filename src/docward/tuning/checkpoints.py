@@ -34,32 +34,42 @@ def mark_finished(folder: str, step: int, window: Mapping[str, Any]) -> None:
 
 
 def last_checkpoint(folder: Path, *, clean: bool = True) -> Path | None:
-    """The latest whole checkpoint; those that a kill cut short are removed if `clean`.
+    """The latest whole checkpoint. If `clean`, those that a kill cut short are removed, and damaged ones where there is another to go on from.
 
     Raises:
         TuningError: there are finished checkpoints and none of them is as it was written.
     """
     sound: dict[int, Path] = {}
-    damaged: list[str] = []
-    for checkpoint in sorted(folder.glob("checkpoint-*")):
+    damaged: dict[Path, str] = {}
+    for step, checkpoint in numbered(folder):
         if not (checkpoint / FINISHED).is_file():
             if clean:
                 shutil.rmtree(checkpoint, ignore_errors=True)
         elif wrong := _damaged(checkpoint):
-            damaged.append(f"{checkpoint.name}/{wrong}")
+            damaged[checkpoint] = f"{checkpoint.name}/{wrong}"
         else:
-            sound[int(checkpoint.name.split("-")[1])] = checkpoint
+            sound[step] = checkpoint
     if damaged and not sound:
         raise TuningError(
-            f"No checkpoint under {folder} can be gone on from: {', '.join(damaged)} is not as it was written. Delete {folder} to start tuning afresh."
+            f"No checkpoint under {folder} can be gone on from: {', '.join(damaged.values())} is not as it was written. Delete {folder} to start tuning afresh."
         )
+    for checkpoint in damaged if clean else ():  # Trainer counts it among those it keeps, and would let go of the sound one
+        shutil.rmtree(checkpoint, ignore_errors=True)
     return sound[max(sound)] if sound else None
+
+
+def numbered(folder: Path) -> list[tuple[int, Path]]:
+    """The checkpoints in a folder, whole or not, with their steps, in that order."""
+    found = [(place.name.removeprefix("checkpoint-"), place) for place in folder.glob("checkpoint-*")]
+    return sorted((int(number), place) for number, place in found if number.isdecimal())
 
 
 def _damaged(checkpoint: Path) -> str:
     """The first file that is missing or has changed; empty if none."""
     try:
         hashes = json.loads((checkpoint / FINISHED).read_text(encoding="utf-8"))
+        if not hashes:
+            return FINISHED
         return next((name for name, wanted in hashes.items() if not (checkpoint / name).is_file() or file_hash(checkpoint / name) != wanted), "")
     except (OSError, ValueError, AttributeError):
         return FINISHED
@@ -68,18 +78,29 @@ def _damaged(checkpoint: Path) -> str:
 def claim(folder: Path, mine: Mapping[str, Any]) -> dict[str, Any]:
     """Write down what the checkpoints in a folder are of, or refuse to mix them with another run's; returns what was written down first.
 
-    Keys that begin with `_` may differ: the first run's count.
+    Keys that begin with `_` may differ: the first run's count. Where there is no checkpoint yet, nothing is claimed yet.
 
     Raises:
-        TuningError: they are of another model, other data or other settings.
+        TuningError: they are of another model, other data or other settings, or it cannot be told.
     """
     place = folder / RUN
-    if not place.is_file():
-        if any(folder.glob("checkpoint-*")):
-            raise TuningError(f"{folder} holds checkpoints and no {RUN}: they are not of this run. Delete {folder}, or choose another --output-dir.")
+    if not numbered(folder):
         write_json(place, dict(mine))
         return dict(mine)
-    theirs: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
-    if differs := [f"{name}: {theirs.get(name)!r} there, {mine[name]!r} now" for name in mine if not name.startswith("_") and theirs.get(name) != mine[name]]:
+    if not place.is_file():
+        raise TuningError(f"{folder} holds checkpoints and no {RUN}: they are not of this run. Delete {folder}, or choose another --output-dir.")
+    theirs = _said(place)
+    names = [name for name in {**mine, **theirs} if not name.startswith("_")]
+    if differs := [f"{name}: {theirs.get(name)!r} there, {mine.get(name)!r} now" for name in names if theirs.get(name) != mine.get(name)]:
         raise TuningError(f"The checkpoints in {folder} are of another run ({'; '.join(differs[:5])}). Delete that folder, or choose another --output-dir.")
+    return theirs
+
+
+def _said(place: Path) -> dict[str, Any]:
+    try:
+        theirs = json.loads(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        theirs = error
+    if not isinstance(theirs, dict):
+        raise TuningError(f"{place} cannot be read, so nobody knows whose checkpoints these are. Delete {place.parent} to start tuning afresh.")
     return theirs

@@ -10,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from random import Random
 
 from docward.tuning.packing import Group
@@ -48,16 +49,20 @@ def _homes(groups: Sequence[Group], most: int, random: Random) -> list[list[int]
     order = sorted(matched)
     random.shuffle(order)
     homes: list[list[int]] = []
-    rooms: list[int] = []
+    roomy: dict[int, list[int]] = {}  # rows of room -> heap of the steps that have so much: looking through all steps would be quadratic
     for unit in (unit for name in order for unit in _units(groups, matched[name], most)):
         size = sum(len(groups[place].rows) for place in unit)
-        home = next((number for number, room in enumerate(rooms) if room >= size), None)
-        if home is None:
-            homes.append(list(unit))
-            rooms.append(max(0, most - size))
+        room = min((one for one in roomy if one >= size), key=lambda one: roomy[one][0], default=None)
+        if room is None:
+            room, home = max(most, size), len(homes)
+            homes.append([])
         else:
-            homes[home] += unit
-            rooms[home] -= size
+            home = heappop(roomy[room])
+            if not roomy[room]:
+                del roomy[room]
+        homes[home] += unit
+        if room > size:
+            heappush(roomy.setdefault(room - size, []), home)
     random.shuffle(homes)
     return homes
 

@@ -26,7 +26,9 @@ from docward.evaluation.generating import Prompt, generate
 from docward.evaluation.judges import get_judge
 from docward.evaluation.rates import balance, pooled
 from docward.models import Loaded
+from docward.processes import on_main
 from docward.records import write_rows
+from docward.tuning.checkpoints import numbered
 from docward.tuning.trainer import DefenseTrainer
 from docward.types import Document, Label, Verdict
 
@@ -73,7 +75,7 @@ class Probe(TrainerCallback):
         clock: Callable[[], float],
         progress: Progress,
     ) -> None:
-        """Probe `loaded` into `path` (probes.jsonl); `save` writes an adapter folder, `whole` is a context in which the model can generate."""
+        """Probe `loaded` into `path` (probes.jsonl); `save` writes an adapter folder (all processes call it), `whole` is a context in which it can generate."""
         self.loaded, self.plan, self.trainer, self.path = loaded, plan, trainer, path
         self.save, self.whole, self.clock, self.progress = save, whole, clock, progress
         self.rows: list[dict[str, Any]] = []
@@ -118,9 +120,9 @@ class Probe(TrainerCallback):
         row["documents"] = dict(Counter(document.label.value for document in self.plan.documents))
         row |= {"pooled": {name: asdict(rate) for name, rate in pooled(verdicts).items()}, "balance": asdict(found) if found else None}
         self.rows.append(row | {"best": best, "seconds": round(self.clock() - start, 2)})
+        if best:
+            self.save(self.kept(state.global_step))
         if state.is_world_process_zero:
-            if best:
-                self.save(self.kept(state.global_step))
             write_rows(self.path, self.rows)
         self.trainer.accelerator.wait_for_everyone()
         if self._exhausted():
@@ -131,7 +133,7 @@ class Probe(TrainerCallback):
         """Let go of adapters that no checkpoint would go back to."""
         best = self.best()
         if state.is_world_process_zero and best is not None:
-            oldest = min((int(one.name.split("-")[1]) for one in best.parent.glob("checkpoint-*")), default=0)
+            oldest = min((step for step, _ in numbered(best.parent)), default=0)
             needed = [row["step"] for row in self.rows if row["best"]]
             last_needed = max((step for step in needed if step <= oldest), default=0)
             for step in needed:
@@ -142,7 +144,9 @@ class Probe(TrainerCallback):
         """Verdicts on all documents; several processes divide them, unless a model is spread over them: then each answers all."""
         from accelerate.utils import gather_object
 
-        divided = processes > 1 and not self.trainer.is_fsdp_enabled and not self.trainer.is_deepspeed_enabled
+        sharded = self.trainer.sharded
+        divided = processes > 1 and not sharded
+        loaded = replace(self.loaded, model=self.trainer.model) if sharded else self.loaded  # its outermost module fetches what no layer does
         documents = self.plan.documents[rank::processes] if divided else self.plan.documents
         settings, judge = self.plan.settings, get_judge(self.plan.settings.judge)
         planned = {reply.key: reply for reply in planned_replies(documents, settings)}
@@ -152,9 +156,10 @@ class Probe(TrainerCallback):
         training = model.training
         model.eval()
         with self.whole(), torch.random.fork_rng(devices=[]):
-            for batch in generate(self.loaded, prompts, max_new_tokens=settings.max_new_tokens, max_batch_tokens=settings.max_batch_tokens):
+            for batch in generate(loaded, prompts, max_new_tokens=settings.max_new_tokens, max_batch_tokens=settings.max_batch_tokens):
                 verdicts += [judge.judge(replace(planned[one.key], reply=one.text, dropped=one.dropped, finished=one.finished)) for one in batch]
                 self.progress("probe: replies", len(verdicts), len(prompts))
         model.train(training)
         order = {key: place for place, key in enumerate(reply.key for reply in planned_replies(self.plan.documents, settings))}
-        return sorted(gather_object(verdicts) if divided else verdicts, key=lambda verdict: order[verdict.key])
+        everybody = gather_object(verdicts) if divided else on_main(lambda: verdicts)
+        return sorted(everybody, key=lambda verdict: order[verdict.key])

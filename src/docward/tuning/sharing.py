@@ -9,16 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from docward.tuning.packing import Group, Layout, pass_of
+from docward.rendering import Rendered
+from docward.tuning import attention as flash
+from docward.tuning.packing import Group, Layout, group_of, pass_of
 
 NAME = "docward_shared"
 # Largest difference of gradients between the two computes, over the gradient's norm, that is taken for rounding.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
+SAMPLE = 100  # tokens
 ATTENDING = {"full_attention", "sliding_attention", "attention"}
 
 
@@ -57,10 +61,22 @@ def shared_attention(
     """
     if wanted := [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]:
         raise NotImplementedError(f"its attention has {' and '.join(wanted)}")
+    if not dropout and not _outgrown(layout, sliding_window) and flash.available(query):
+        joined: torch.Tensor = flash.FlashShared.apply(query, key, value, layout, scaling or query.shape[-1] ** -0.5)  # type: ignore[no-untyped-call]
+        return joined.transpose(1, 2), None
+    return _plain(query, key, value, layout, sliding_window, {"scale": scaling, "dropout_p": dropout}), None
+
+
+def _outgrown(layout: Layout, window: int | None) -> bool:
+    """Whether a row is longer than a sliding window."""
+    return window is not None and any(prefix + max((own for _, own in branches), default=0) > window for _, prefix, branches in layout.documents)
+
+
+def _plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, sliding_window: int | None, how: dict[str, Any]) -> torch.Tensor:
+    """One call a prefix and one a branch, with a mask; on any device, with any window."""
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
-    how: dict[str, Any] = {"scale": scaling, "dropout_p": dropout}
     out = []
     for start, prefix, branches in layout.documents:
         stop = start + prefix
@@ -75,7 +91,7 @@ def shared_attention(
             keys, values = (torch.cat([states[:, :, seen], states[:, :, mine]], 2) for states in (key, value))
             mask = _mask(own, keys.shape[2], sliding_window, query.device)
             out.append(scaled_dot_product_attention(query[:, :, mine], keys, values, attn_mask=mask, **how))
-    return torch.cat(out, 2).transpose(1, 2), None
+    return torch.cat(out, 2).transpose(1, 2)
 
 
 def _mask(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor:
@@ -116,7 +132,7 @@ def _unwrapped(model: Any) -> Any:
 def why_not_shared(model: Any, groups: Sequence[Group], loss: Callable[[Any, dict[str, Any]], torch.Tensor], *, pad: int) -> str:
     """Why a model cannot take shared passes; empty if it can.
 
-    Its configuration is read first; then the loss and all gradients of one small document under its tasks are computed both ways.
+    Its configuration is read first; then the loss and all gradients of one document, cut short, under some of its tasks are computed both ways.
 
     Args:
         model: with or without an adapter.
@@ -129,7 +145,7 @@ def why_not_shared(model: Any, groups: Sequence[Group], loss: Callable[[Any, dic
     several = [group for group in groups if len(group.rows) > 1]
     if not several:
         return ""
-    group = min(several, key=lambda one: one.shared_tokens)
+    group = _sample(min(several, key=lambda one: one.shared_tokens))
     was_training = model.training
     model.eval()  # no dropout: it would differ between the two
     try:
@@ -141,6 +157,17 @@ def why_not_shared(model: Any, groups: Sequence[Group], loss: Callable[[Any, dic
     finally:
         model.train(was_training)
     return _difference(wanted, found, gradients, same, TOLERANCE.get(_unwrapped(model).dtype, 0.05))
+
+
+def _sample(group: Group) -> Group:
+    """At most three rows of a group, and of their prefix at most the first and last SAMPLE tokens: the check must cost little memory and time."""
+    cut = max(0, group.prefix - 2 * SAMPLE)
+    rows = []
+    for row in group.rows[:3]:
+        ids = row.rendered.ids
+        short = Rendered(ids[:SAMPLE] + ids[SAMPLE + cut :], row.rendered.answer_start - cut, 0, range(0)) if cut else row.rendered
+        rows.append(replace(row, rendered=short))
+    return group_of(rows, document=group.document, matched=group.matched)
 
 
 def _why_not_by_kind(model: Any) -> str:

@@ -119,6 +119,11 @@ class DefenseTrainer(Trainer):
         steps.rank, steps.processes = self.args.process_index, self.args.world_size
         self.guessing = math.log(options["model"].config.get_text_config().vocab_size)  # nats per token of a uniform guess
 
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a part of every weight (FSDP, ZeRO stage 3)."""
+        return bool(self.is_fsdp_enabled or (self.is_deepspeed_enabled and self.model_wrapped.zero_optimization_partition_weights()))
+
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Steps in order; each process makes its own share, so nothing is left to divide."""
         return DataLoader(self.steps, batch_size=1, shuffle=False, collate_fn=_only)

@@ -104,6 +104,7 @@ def tune(
 
     from docward.tuning.adapters import prepare
     from docward.tuning.frozen import frozen_below
+    from docward.tuning.fused import fused
     from docward.tuning.sharing import attention, attention_of, shared_layout
 
     data, rendered = training_groups(loaded, examples, section, groups=groups, task_weights=task_weights)
@@ -111,12 +112,14 @@ def tune(
     model = prepare(loaded, section)
     with ExitStack() as stack:
         plain = attention_of(model)
-        compute, why = choose_compute(loaded, model, data, section)
+        compute, why = processes.on_main(lambda: choose_compute(loaded, model, data, section))
         if why:
             progress(f"documents are not shared between tasks: {why}", 0, 0)
         if compute == "shared":
             stack.enter_context(shared_layout(model))
-        frozen = stack.enter_context(frozen_below(loaded, data, section.lora_first_layer, compute, progress))
+        stack.enter_context(fused(model))
+        first = 0 if processes.spread() else section.lora_first_layer  # no process has all the weights on its accelerator
+        frozen = stack.enter_context(frozen_below(loaded, data, first, compute, progress))
 
         @contextmanager
         def whole() -> Iterator[None]:
@@ -147,10 +150,13 @@ def training_groups(
     from docward.tuning.packing import Row, group_of, too_long
 
     _both_sides(examples, section)
-    rendered = render_examples(loaded.tokenizer, examples, min(section.max_length, loaded.context))
     if task_weights is None and isinstance(section.task_weights, dict):
         task_weights = section.task_weights
     weights = coefficients(examples, benign_weight=section.benign_weight, general_weight=section.general_weight, task_weights=task_weights)
+    if not section.anchor_weight:  # an example without weight teaches nothing
+        examples = [one for one, weight in zip(examples, weights, strict=True) if weight]
+        weights = [weight for weight in weights if weight]
+    rendered = render_examples(loaded.tokenizer, examples, min(section.max_length, loaded.context))
     alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for place, one in enumerate(examples):
         alike[one.document_id, one.document, one.position, one.system].append(place)
@@ -204,7 +210,6 @@ def _train(
 ) -> None:
     from transformers import PrinterCallback
 
-    from docward.tuning.adapters import save_tuned
     from docward.tuning.checkpoints import claim, last_checkpoint
     from docward.tuning.planning import plan_steps
     from docward.tuning.probing import Probe
@@ -213,7 +218,7 @@ def _train(
     checkpoints = run / "checkpoints"
     args = _arguments(section, checkpoints, seed, loaded)
     mine = run_identity(loaded, groups, section, seed) | {"_examples_per_step": examples_per_step(section, args.world_size)}
-    first = _on_main(lambda: claim(checkpoints, mine))
+    first = processes.on_main(lambda: claim(checkpoints, mine))
     objective = _objective(model, groups, section, first["_examples_per_step"])
     plan = plan_steps(groups, examples_per_step=objective.examples_per_step, epochs=section.num_train_epochs, seed=seed)
     args.max_steps = len(plan)
@@ -223,32 +228,14 @@ def _train(
     trainer.add_callback(Log(run / "training.jsonl", trainer, clock, progress))
     probing = None
     if probe is not None:
-        how = {"save": lambda folder: save_tuned(loaded, model, folder), "whole": whole, "clock": clock, "progress": progress}
+        how = {"save": lambda folder: _keep(loaded, model, trainer, folder), "whole": whole, "clock": clock, "progress": progress}
         probing = Probe(loaded, probe, trainer, path=run / "probes.jsonl", **how)
         trainer.add_callback(probing)
-    start = _on_main(lambda: last_checkpoint(checkpoints))
+    start = processes.on_main(lambda: last_checkpoint(checkpoints))
     trainer.resumed_from = start
     if not (probing and start and probing.over_at(int(start.name.split("-")[1]))):
         _run_trainer(trainer, start, checkpoints)
     _save(loaded, model, trainer, probing, run / (ADAPTER if section.use_peft else MODEL))
-
-
-def _on_main(do: Callable[[], Any]) -> Any:
-    """What process 0 finds, told to all; its error is everybody's."""
-    if processes.count() == 1:
-        return do()
-    from accelerate.utils import broadcast_object_list
-
-    found: list[Any] = [None, None]
-    if processes.rank() == 0:
-        try:
-            found[0] = do()
-        except (TuningError, StorageError) as error:
-            found[1] = error
-    broadcast_object_list(found)
-    if found[1] is not None:
-        raise found[1]
-    return found[0]
 
 
 def _run_trainer(trainer: Any, start: Path | None, checkpoints: Path) -> None:
@@ -264,18 +251,21 @@ def _run_trainer(trainer: Any, start: Path | None, checkpoints: Path) -> None:
 
 def _save(loaded: Loaded, model: Any, trainer: Any, probing: Any, folder: Path) -> None:
     """Write what was learned: the best probed state, else the last one."""
-    from docward.tuning.adapters import save_tuned
-
     best = probing.best() if probing else None
-    if best is not None:
-        if processes.rank() == 0:
-            whole_folder(folder, lambda draft: shutil.copytree(best, draft, dirs_exist_ok=True))
-    else:
-        sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
-        if processes.rank() == 0:
-            save_tuned(loaded, model, folder, weights=weights)
+    if best is None:
+        _keep(loaded, model, trainer, folder)
+    elif processes.rank() == 0:
+        whole_folder(folder, lambda draft: shutil.copytree(best, draft, dirs_exist_ok=True))
     trainer.accelerator.wait_for_everyone()
+
+
+def _keep(loaded: Loaded, model: Any, trainer: Any, folder: Path) -> None:
+    """Write the state of the model in tuning; all processes must call it, since each may hold a part, and process 0 writes."""
+    from docward.tuning.adapters import gathered, save_tuned
+
+    weights = gathered(trainer.model_wrapped, deepspeed=trainer.is_deepspeed_enabled) if trainer.sharded else None
+    if processes.rank() == 0:
+        save_tuned(loaded, model, folder, weights=weights)
 
 
 def examples_per_step(section: TuningSection, world_size: int) -> int:

@@ -1,0 +1,32 @@
+"""Every recipe that comes with the project runs: the whole loop, on a tiny model and a few documents."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from docward.loop import run_loop
+from docward.recipe import load_recipe
+
+FOLDER = Path(__file__).parents[1] / "recipes"
+
+
+@pytest.mark.parametrize("recipe", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_each_recipe_runs(recipe, tiny_folder, documents_file, tmp_path):
+    small = ["dataset.general=3", "dataset.max_new_tokens=8", "evaluation.max_new_tokens=6", "evaluation.limit=1", "tuning.num_train_epochs=1"]
+    overrides = [f"model_name_or_path={tiny_folder}", f"documents=[{{path: {documents_file}}}]", *small]
+    layers = [] if load_recipe(recipe).tuning.lora_first_layer < 2 else ["tuning.lora_first_layer=1"]
+    run_loop(load_recipe(recipe, overrides=[*overrides, *layers]), tmp_path / "run")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert set(metrics["models"]) == {"untuned", "defended"}
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_the_paper_s_setting_is_the_paper_s():
+    tuning = load_recipe(FOLDER / "paper.yaml").tuning
+    assert (tuning.lora_r, tuning.lora_alpha, tuning.lora_dropout, tuning.lora_target_modules) == (8, 16, 0.05, ["q_proj", "v_proj"])
+    assert (tuning.learning_rate, tuning.warmup_steps, tuning.num_train_epochs, tuning.max_length) == (3e-4, 10, 3, 1024)
+    assert tuning.per_device_train_batch_size * tuning.gradient_accumulation_steps == 128
+    assert tuning.loss_on == "everything"
