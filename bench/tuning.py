@@ -7,7 +7,7 @@ Same model, data, LoRA (rank 8, all linear layers), dtype, optimizer and example
     shared     docward, tuning.compute: shared
     rows       docward, tuning.compute: rows
     trl        TRL's SFTTrainer on prompt/completion rows with its own defaults (gradient checkpointing is one), max_length off, a batch of K rows
-    trl-plain  the same without gradient checkpointing
+    trl-tuned  the same set up for this machine: no gradient checkpointing, rows one by one with accumulation
     paper      loss on everything, as the published code has it: docward, compute: rows, loss_on: everything
 
 Examples and unique tokens (of the shared layout) a second, from the median step after a first one that does not count; peak memory of the process; and the
@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 MODEL = "smollm2-135m"
-CONTESTANTS = ("shared", "rows", "trl", "trl-plain", "paper")
+CONTESTANTS = ("shared", "rows", "trl", "trl-tuned", "paper")
 ANSWER = "I'm sorry, but I can't help with this document, because what it describes could do people real harm, whoever asks for it and for whatever reason."
 NAMES = ("summarize", "translate", "sentiment", "case", "next_sentence", "question", "topic", "keywords")
 
@@ -100,11 +100,11 @@ def docward(name: str, loaded: Any, made: list[Any], tasks: int) -> list[float]:
     from docward.recipe import TuningSection
     from docward.tuning.tuning import tune
 
+    longest = max(len(loaded.tokenizer(one.document)["input_ids"]) for one in made)
+    most = max(TuningSection().max_batch_tokens, longest + 100 * tasks)  # the default, or one document in the shared layout
     how: dict[str, Any] = {"compute": "shared" if name == "shared" else "rows", "loss_on": "everything" if name == "paper" else "answers"}
-    how |= {"max_length": 8192, "max_batch_tokens": 100_000, "num_train_epochs": 1, "per_device_train_batch_size": tasks, "gradient_accumulation_steps": 1}
-    section = TuningSection(
-        **how, max_length=8192, max_batch_tokens=100_000, num_train_epochs=1, per_device_train_batch_size=tasks, gradient_accumulation_steps=1
-    )
+    how |= {"max_length": 8192, "max_batch_tokens": most, "num_train_epochs": 1, "per_device_train_batch_size": tasks, "gradient_accumulation_steps": 1}
+    section = TuningSection(**how, save_steps=10_000)
     times: list[float] = []
 
     def progress(what: str, done: int, total: int) -> None:
@@ -142,10 +142,11 @@ def trl(name: str, loaded: Any, made: list[Any], tasks: int) -> list[float]:
         for one in made
     ]
     with tempfile.TemporaryDirectory() as run:
-        options: dict[str, Any] = {"gradient_checkpointing": False} if name == "trl-plain" else {}
+        options: dict[str, Any] = {"per_device_train_batch_size": tasks}
+        if name == "trl-tuned":
+            options = {"gradient_checkpointing": False, "per_device_train_batch_size": 1, "gradient_accumulation_steps": tasks}
         args = SFTConfig(
             output_dir=run,
-            per_device_train_batch_size=tasks,
             num_train_epochs=1,
             max_length=None,
             learning_rate=3e-4,

@@ -26,6 +26,7 @@ from transformers import (
 
 from docward.tuning import costs
 from docward.tuning.costs import LLAMA_2_7B, LLAMA_2_70B, Work, activations, adapter_parameters, attention_flops, flops, kept, memory, shape_of, table, work_of
+from docward.tuning.fused import fused
 from docward.tuning.packing import Layout
 from docward.tuning.sharing import shared_layout
 
@@ -170,7 +171,19 @@ def counting_kept(model: Any) -> Iterator[dict[int, torch.Tensor]]:
     ("trained", "value_bytes", "autocast"),
     [("adapter", 4, False), ("adapter", 2, False), ("adapter", 2, True), ("full", 4, False), ("full", 2, False)],
 )
-def test_activations_are_the_bytes_that_autograd_keeps(trained, value_bytes, autocast, shared):
+def test_activations_are_the_bytes_that_autograd_keeps(trained, value_bytes, autocast, shared, monkeypatch):
+    """Plain modules and plain attention, as on a GPU."""
+    monkeypatch.setattr("docward.tuning.attention.available", lambda query: False)
+    measured, told = kept_and_told(trained, value_bytes, autocast, shared)
+    assert told == pytest.approx(measured, rel=0.05)
+
+
+def test_the_forms_for_the_cpu_keep_no_more_than_the_plain_ones():
+    assert kept_and_told("adapter", 4, False, True, around=fused)[0] < 0.7 * kept_and_told("adapter", 4, False, True)[1]
+
+
+def kept_and_told(trained, value_bytes, autocast, shared, around=nullcontext):
+    """Bytes that autograd keeps in one forward pass, and what the model says of the plain one."""
     dtype = torch.float32 if value_bytes == 4 else torch.bfloat16
     model: Any = adapted(dtype=dtype) if trained == "adapter" else full().to(dtype)
     decoder = model.get_base_model().model if trained == "adapter" else model.model
@@ -178,15 +191,14 @@ def test_activations_are_the_bytes_that_autograd_keeps(trained, value_bytes, aut
     positions = torch.cat([torch.arange(300), *[torch.arange(300, 330)] * 4])
     layout = Layout(((0, 300, tuple((300 + 30 * task, 30) for task in range(4))),))
     given: dict[str, Any] = {"position_ids": positions[None], "layout": layout} if shared else {}
-    with ExitStack() as around:
-        around.enter_context(shared_layout(model) if shared else nullcontext())
-        found = around.enter_context(counting_kept(model))
-        around.enter_context(torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast))
+    with ExitStack() as stack, around(model):
+        stack.enter_context(shared_layout(model) if shared else nullcontext())
+        found = stack.enter_context(counting_kept(model))
+        stack.enter_context(torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast))
         states = decoder(input_ids=torch.randint(0, 300, (1, 420)), use_cache=False, **given).last_hidden_state
     assert states.requires_grad
     measured = sum(tensor.untyped_storage().nbytes() for tensor in found.values())
-    told = activations(shape_of(config()), work, value_bytes=value_bytes, trained=trained, autocast=autocast)
-    assert told == pytest.approx(measured, rel=0.05)
+    return measured, activations(shape_of(config()), work, value_bytes=value_bytes, trained=trained, autocast=autocast)
 
 
 class Alive(TorchDispatchMode):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from test_sharing import TOGETHER, adapted, both_ways, family, norm, shared_examples
 
 from docward.recipe import TuningSection
 from docward.tuning import attention, sharing
@@ -11,7 +12,6 @@ from docward.tuning.fused import fused
 from docward.tuning.packing import Layout
 from docward.tuning.sharing import shared_attention
 from docward.tuning.tuning import training_groups
-from test_sharing import TOGETHER, adapted, both_ways, family, norm, shared_examples
 
 LAYOUT = Layout(((0, 40, ((40, 7), (47, 9))), (56, 11, ()), (67, 5, ((72, 3), (75, 1)))))
 # Modules that are exchanged in three layers: all adapted linear ones; two norms a layer and the last; gated units.
