@@ -264,7 +264,11 @@ def run_loop(recipe: Recipe, folder: Path, *, progress: Progress = lambda *_: No
         if (folder / "report.html").is_file() and (folder / "metrics.json").is_file():
             found: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
             return found
+        from docward.tuning.arguments import check_settings
+
+        check_settings(recipe.tuning)
         build(run)
+        _probe(run)  # better that it has nothing to probe on is found out now than after an evaluation
         evaluate_model(run, UNTUNED)
         tune(run)
         evaluate_model(run, DEFENDED)

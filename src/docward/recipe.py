@@ -202,9 +202,10 @@ class TuningSection(Section):
         if self.load_in_4bit and self.load_in_8bit:
             raise ValueError("load_in_4bit and load_in_8bit are both set. Keep one.")
         if not self.use_peft:
-            wanted = [name for name in ("load_in_4bit", "load_in_8bit", "use_dora", "use_rslora", "lora_first_layer", "anchor_weight") if getattr(self, name)]
-            if wanted:
-                raise ValueError(f"{', '.join(wanted)} need an adapter, and use_peft is false.")
+            of_adapters = {"load_in_4bit", "load_in_8bit", "use_dora", "use_rslora", "anchor_weight"}
+            fields = {name: field for name, field in type(self).model_fields.items() if name in of_adapters or name.startswith("lora_")}
+            if wanted := [name for name, field in fields.items() if getattr(self, name) != field.default]:
+                raise ValueError(f"{', '.join(wanted)} need{'s' if len(wanted) == 1 else ''} an adapter, and use_peft is false.")
         return self
 
 

@@ -46,9 +46,14 @@ def test_accelerate_knows_every_key(file):
 
 
 @pytest.mark.parametrize(("name", "machines"), MACHINES.items())
-def test_there_is_a_process_for_each_of_8_gpus_a_machine_in_bfloat16(name, machines):
+def test_there_is_a_process_for_each_of_8_gpus_a_machine(name, machines):
     found = read(name)
-    assert (found.num_machines, found.num_processes, found.mixed_precision, found.use_cpu) == (machines, machines * 8, "bf16", False)
+    assert (found.num_machines, found.num_processes, found.use_cpu) == (machines, machines * 8, False)
+
+
+@pytest.mark.parametrize("name", [*MACHINES, "ddp_cpu"])
+def test_only_deepspeed_casts_what_docward_has_loaded(name):
+    assert read(name).mixed_precision == ("bf16" if name.startswith("deepspeed") else "no")
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -90,7 +95,7 @@ def test_fsdp_files_give_version_2_with_a_unit_for_each_layer(name, monkeypatch,
         monkeypatch.setenv(key, value)
     plugin = FullyShardedDataParallelPlugin()
     assert os.environ["ACCELERATE_USE_FSDP"] == "true"
-    assert (plugin.fsdp_version, plugin.reshard_after_forward, plugin.cpu_ram_efficient_loading, plugin.activation_checkpointing) == (2, True, True, False)
+    assert (plugin.fsdp_version, plugin.reshard_after_forward, plugin.cpu_ram_efficient_loading, plugin.activation_checkpointing) == (2, True, False, False)
     assert plugin.state_dict_type.name == "FULL_STATE_DICT"
     plugin.set_auto_wrap_policy(tiny.model)
     assert {kind.__name__ for kind in plugin.auto_wrap_policy.keywords["transformer_layer_cls"]} == {"LlamaDecoderLayer"}
@@ -101,7 +106,7 @@ def test_the_deepspeed_file_gives_stage_3_and_leaves_the_batch_to_the_recipe(mon
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
     plugin = DeepSpeedPlugin()
-    assert (plugin.zero_stage, plugin.zero3_init_flag, plugin.zero3_save_16bit_model) == (3, True, True)
+    assert (plugin.zero_stage, plugin.zero3_init_flag, plugin.zero3_save_16bit_model) == (3, False, True)
     left = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
     assert {plugin.deepspeed_config[name] for name in left} == {"auto"}
 

@@ -202,4 +202,4 @@ def test_one_step_of_all_data_follows_the_gradient_of_the_formula(run, sharp_fol
     assert wanted.keys() == seen.keys()
     scale = 99 * section.gradient_accumulation_steps / len(dataset("disjoint"))
     for name, gradient in wanted.items():
-        assert float((seen[name] * scale - gradient).norm()) < 1e-6 * float(gradient.norm()), name
+        assert float((seen[name] * scale - gradient).norm()) < 1e-5 * float(gradient.norm()), name  # norms and angles are float32 inside

@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from docward.errors import ModelError
 from docward.models import Loaded
 from docward.recipe import TuningSection
@@ -91,9 +93,12 @@ def save_tuned(loaded: Loaded, model: Any, folder: Path, *, weights: dict[str, A
     """
 
     def save(draft: Path) -> None:
-        model.save_pretrained(
-            str(draft), **({"save_embedding_layers": False} if hasattr(model, "peft_config") else {}), **({"state_dict": weights} if weights else {})
-        )
+        try:
+            model.save_pretrained(
+                str(draft), **({"save_embedding_layers": False} if hasattr(model, "peft_config") else {}), **({"state_dict": weights} if weights else {})
+            )
+        except SafetensorError as error:  # a full disk, in words of its own
+            raise OSError(str(error)) from error
         loaded.tokenizer.save_pretrained(str(draft))
         place = draft / "adapter_config.json"
         if place.is_file():

@@ -95,7 +95,8 @@ class Probe(TrainerCallback):
         return bool(self.rows) and self.rows[-1]["step"] == step and self._exhausted()
 
     def _exhausted(self) -> bool:
-        since = next((place for place, one in enumerate(reversed(self.rows)) if one["best"]), len(self.rows))
+        measured = [row for row in self.rows if row["balance"]]  # a probe of which nothing could be judged says nothing
+        since = next((place for place, one in enumerate(reversed(measured)) if one["best"]), 0)
         return self.plan.patience is not None and since >= self.plan.patience
 
     def _read(self, step: int) -> None:
@@ -126,7 +127,7 @@ class Probe(TrainerCallback):
             write_rows(self.path, self.rows)
         self.trainer.accelerator.wait_for_everyone()
         if self._exhausted():
-            control.should_training_stop = True
+            control.should_training_stop = control.should_log = True
             control.should_save = True  # a run that is killed now must not tune on
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from docward.errors import StorageError, TuningError
+from docward.tuning.arguments import settings_fit
 from docward.tuning.checkpoints import WINDOW, mark_finished
 from docward.tuning.losses import BENIGN, DEFENSE, GENERAL, anchor_kl, example_nll
 from docward.tuning.packing import Compute, Group, LossOn, fit_passes, pass_of, size_of
@@ -128,6 +129,16 @@ class DefenseTrainer(Trainer):
         """Steps in order; each process makes its own share, so nothing is left to divide."""
         return DataLoader(self.steps, batch_size=1, shuffle=False, collate_fn=_only)
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Trainer's, with its complaints about settings as ours."""
+        with settings_fit():
+            return super().create_optimizer(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """Trainer's, with its complaints about settings as ours."""
+        with settings_fit():
+            return super().create_scheduler(num_training_steps, optimizer)
+
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """One optimizer step's gradients: all passes of this process, shared with others at the last one."""
         model.train()
@@ -220,8 +231,9 @@ class Log(TrainerCallback):
         self._tell(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Tell progress."""
+        """Tell progress; the last step has a row of the log, wherever it falls."""
         self._tell(state)
+        control.should_log |= state.global_step >= state.max_steps
 
     def _tell(self, state: TrainerState) -> None:
         self.progress("tuning: examples", self.done[state.global_step], self.done[-1])

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from docward import processes
-from docward.errors import RecipeError, StorageError, TuningError
+from docward.errors import ModelError, RecipeError, StorageError, TuningError
 from docward.models import Loaded
 from docward.recipe import TuningSection
 from docward.records import text_hash, whole_folder
-from docward.rendering import Rendered, render
+from docward.rendering import END_OF_TURN, Rendered, render
 from docward.types import Example
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def tune(
     Raises:
         RecipeError: nothing to learn on one side, settings that do not go together, a batch bound below one row.
         TuningError: the loss is NaN or explodes; checkpoints of another run, or damaged.
-        ModelError: the model has no modules with the wanted names.
+        ModelError: the model has no modules with the wanted names, or its tokenizer no end token.
         StorageError: no disk space for a checkpoint or the adapter.
     """
     import torch
@@ -108,6 +108,11 @@ def tune(
     from docward.tuning.sharing import attention, attention_of, shared_layout
 
     data, rendered = training_groups(loaded, examples, section, groups=groups, task_weights=task_weights)
+    if processes.on_main(lambda: loaded.fingerprint) != loaded.fingerprint:
+        raise TuningError(
+            f"Process {processes.rank()} holds other weights than process 0, or in another precision ({loaded.model.dtype} here). "
+            f"All machines must load the same {loaded.name}."
+        )
     set_seed(seed)
     model = prepare(loaded, section)
     with ExitStack() as stack:
@@ -145,11 +150,13 @@ def training_groups(
 
     Raises:
         RecipeError: there are no malicious examples or no benign ones, or a row is longer than `max_batch_tokens`.
+        ModelError: the tokenizer has no token to end an answer with.
     """
     from docward.tuning.losses import coefficients, term_of
     from docward.tuning.packing import Row, group_of, too_long
 
     _both_sides(examples, section)
+    _can_end(loaded)
     if task_weights is None and isinstance(section.task_weights, dict):
         task_weights = section.task_weights
     weights = coefficients(examples, benign_weight=section.benign_weight, general_weight=section.general_weight, task_weights=task_weights)
@@ -183,6 +190,12 @@ def _both_sides(examples: Sequence[Example], section: TuningSection) -> None:
         )
 
 
+def _can_end(loaded: Loaded) -> None:
+    tokenizer = loaded.tokenizer
+    if tokenizer.eos_token is None and (tokenizer.pad_token is None or not END_OF_TURN & tokenizer.get_added_vocab().keys()):
+        raise ModelError(f"The tokenizer of {loaded.name} has no end token, so a model tuned with it would never stop. Set eos_token in tokenizer_config.json.")
+
+
 def choose_compute(loaded: Loaded, model: Any, groups: Sequence[Group], section: TuningSection) -> tuple[Compute, str]:
     """How rows go through the model, and why not shared where that was wanted and cannot be."""
     from docward.tuning.losses import example_nll
@@ -210,20 +223,22 @@ def _train(
 ) -> None:
     from transformers import PrinterCallback
 
+    from docward.tuning.arguments import settings_fit, trainer_arguments
     from docward.tuning.checkpoints import claim, last_checkpoint
     from docward.tuning.planning import plan_steps
     from docward.tuning.probing import Probe
     from docward.tuning.trainer import DefenseTrainer, Log, Steps
 
     checkpoints = run / "checkpoints"
-    args = _arguments(section, checkpoints, seed, loaded)
+    args = trainer_arguments(section, checkpoints, seed, loaded)
     mine = run_identity(loaded, groups, section, seed) | {"_examples_per_step": examples_per_step(section, args.world_size)}
     first = processes.on_main(lambda: claim(checkpoints, mine))
     objective = _objective(model, groups, section, first["_examples_per_step"])
     plan = plan_steps(groups, examples_per_step=objective.examples_per_step, epochs=section.num_train_epochs, seed=seed)
     args.max_steps = len(plan)
     steps = Steps(groups, plan, compute=compute, max_batch_tokens=section.max_batch_tokens, pad=loaded.tokenizer.pad_token_id, loss_on=section.loss_on)
-    trainer = DefenseTrainer(model=model, args=args, steps=steps, objective=objective)
+    with settings_fit():
+        trainer = DefenseTrainer(model=model, args=args, steps=steps, objective=objective)
     trainer.remove_callback(PrinterCallback)  # the library never prints
     trainer.add_callback(Log(run / "training.jsonl", trainer, clock, progress))
     probing = None
@@ -291,61 +306,3 @@ def _objective(model: Any, groups: Sequence[Group], section: TuningSection, per_
     if not section.anchor_weight or not tokens:
         return objective
     return replace(objective, anchor_factor=section.anchor_weight * len(rows) / tokens, untuned=model.disable_adapter)
-
-
-def _arguments(section: TuningSection, checkpoints: Path, seed: int, loaded: Loaded) -> Any:
-    from transformers import TrainingArguments
-
-    from docward.models import best_device, bf16_speedup
-
-    same = ["learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "logging_steps", "save_steps", "report_to"]
-    same += ["optim"]
-    on_cpu = loaded.model.device.type == "cpu" and not processes.spread()
-    ours: dict[str, Any] = {
-        "output_dir": str(checkpoints),
-        "seed": seed,
-        "data_seed": seed,
-        "use_cpu": on_cpu,
-        # adapters take their own part in float32, so a bfloat16 model needs no autocast; all weights in float32 do where it is the faster one
-        "bf16": not section.use_peft and (best_device() != "cpu" or bf16_speedup() > 1.2),
-        "per_device_train_batch_size": 1,  # of Trainer's batches, which are whole steps
-        "save_strategy": "steps",
-        "save_total_limit": 2,
-        "logging_strategy": "steps",
-        "logging_nan_inf_filter": False,  # a NaN must be seen, not averaged away
-        "remove_unused_columns": False,
-        "dataloader_pin_memory": False,
-        "disable_tqdm": True,
-        **_checkpointing(section),
-        **{name: getattr(section, name) for name in same},
-    }
-    return TrainingArguments(**_extra(section, ours), **ours)
-
-
-def _checkpointing(section: TuningSection) -> dict[str, Any]:
-    """Trainer's switch for recomputing activations, by the name that the installed version calls it by."""
-    from transformers import TrainingArguments
-
-    name = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in TrainingArguments.__dataclass_fields__)
-    return {name: True, f"{name}_kwargs": {"use_reentrant": False}} if section.gradient_checkpointing else {}
-
-
-def _extra(section: TuningSection, ours: Mapping[str, Any]) -> dict[str, Any]:
-    """Trainer's other options, as the recipe names them.
-
-    Raises:
-        RecipeError: there is no such option, or Docward sets it itself.
-    """
-    from dataclasses import fields
-    from difflib import get_close_matches
-
-    from transformers import TrainingArguments
-
-    known = {field.name for field in fields(TrainingArguments) if field.init} - {"max_steps", "num_train_epochs", "gradient_accumulation_steps"} - set(ours)
-    for name in section.training_arguments:
-        if name not in known:
-            close = get_close_matches(name, sorted(known), n=1, cutoff=0.6)
-            mean = f"; did you mean {close[0]!r}?" if close else ""
-            why = "Docward sets it itself, or has a key of its own for it" if name in ours else f"TrainingArguments has no such option{mean}"
-            raise RecipeError(f"tuning.training_arguments.{name}: {why}.")
-    return dict(section.training_arguments)

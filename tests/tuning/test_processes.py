@@ -1,0 +1,279 @@
+"""Several processes, for real: what a launcher starts gives what one process gives, goes on from what another number of them left, and fails as one.
+
+On the CPU, through gloo. Losses agree to 1e-4 of their value and weights to 1e-4 of their norm, in float32; 1e-6 is what was seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from docward import loop, processes
+from docward.cli import main as cli
+from docward.errors import RunError, TuningError, UsageError
+from docward.loop import open_run
+from docward.models import load
+from docward.recipe import Recipe, dump
+from docward.records import write_rows
+from launched import FlipJudge, Held, hold
+from tiny import some_documents
+
+ROOT = Path(__file__).parents[2]
+CLOSE = 1e-4  # of a loss, and of a weight matrix's norm: sums of float32 numbers in another order
+LAUNCHED = str(ROOT / "tests" / "launched.py")
+SLOW_BFLOAT16 = {"ONEDNN_MAX_CPU_ISA": "AVX2"}  # so that Docward takes float32 on all machines
+
+# Plain gradient descent without clipping: a gradient that is twice as large moves the weights twice as far, which Adam would hide.
+EXACT = {"optim": "sgd", "max_grad_norm": 1e6, "learning_rate": 0.3, "compute": "shared"}
+PROBED = {"eval_steps": 2, "eval_documents": 1, "early_stopping_patience": None, "compute": "rows", "learning_rate": 3e-3}
+
+
+def recipe_of(model: Path, documents: Path, **tuning: Any) -> Recipe:
+    values = {
+        "model_name_or_path": str(model),
+        "documents": [{"path": str(documents)}],
+        "dataset": {"tasks": ["summarize", "case"], "max_new_tokens": 8, "general": 2, "validation_share": 0.25, "num_proc": 1},
+        "tuning": {"num_train_epochs": 2, "per_device_train_batch_size": 6, "gradient_accumulation_steps": 1, "max_length": 512, "save_steps": 4} | tuning,
+    }
+    return Recipe.model_validate(values | {"tuning": {"logging_steps": 1, "warmup_steps": 1} | values["tuning"]})
+
+
+class Place:
+    """Runs that begin with the same dataset."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.folder, self.model, self.documents = folder, model, folder / "documents.jsonl"
+        write_rows(self.documents, some_documents())
+        with open_run(self.recipe(), folder / "built") as run:
+            loop.build(run)
+
+    def recipe(self, **tuning: Any) -> Recipe:
+        return recipe_of(self.model, self.documents, **tuning)
+
+    def run(self, name: str, **tuning: Any) -> Path:
+        """A run that has its dataset, and beside it the recipe as a file."""
+        folder = self.folder / name
+        shutil.copytree(self.folder / "built", folder)
+        for place in (folder / "recipe.yaml", folder.with_suffix(".yaml")):
+            place.write_text(dump(self.recipe(**tuning)))
+        return folder
+
+    def tuned(self, name: str, **tuning: Any) -> Path:
+        """A run that this process has tuned, undisturbed."""
+        folder = self.run(name, **tuning)
+        tune_here(folder)
+        return folder
+
+
+def tune_here(folder: Path) -> None:
+    with open_run(Recipe.model_validate(yaml.safe_load((folder / "recipe.yaml").read_text())), folder) as run:
+        loop.tune(run)
+
+
+def command(folder: Path, *what: str, config: str = "ddp_cpu", verb: str = "tune") -> list[str]:
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "recipes" / "accelerate" / f"{config}.yaml")]
+    launcher += ["--num_processes", "2", "--main_process_port", "0"]
+    return [*launcher, *what, verb, str(folder.with_suffix(".yaml")), "--output-dir", str(folder)]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return os.environ | SLOW_BFLOAT16 | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")} | more
+
+
+def launch(folder: Path, *what: str, config: str = "ddp_cpu", verb: str = "tune", **more: str) -> subprocess.CompletedProcess[str]:
+    given = {"env": environment(**more), "cwd": ROOT, "capture_output": True, "text": True, "check": False, "timeout": 300}
+    return subprocess.run(command(folder, *what, config=config, verb=verb), **given)
+
+
+def fine(done: subprocess.CompletedProcess[str]) -> None:
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def rows(folder: Path, name: str = "training.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def assert_same_run(found: Path, wanted: Path) -> None:
+    """The same losses step by step, which only the same examples in the same steps give, and the same adapter."""
+    for row, other in zip(rows(found), rows(wanted), strict=True):
+        for name in ("step", "epoch", "examples"):
+            assert row[name] == other[name]
+        for name in ("loss", "defense", "benign", "general", "learning_rate"):
+            assert row[name] == (other[name] and pytest.approx(other[name], rel=CLOSE)), (name, row["step"])
+    assert_same_adapter(found, wanted)
+
+
+def assert_same_adapter(found: Path, wanted: Path) -> None:
+    mine, theirs = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (found, wanted))
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        assert mine[name].dtype == theirs[name].dtype
+        assert float((mine[name] - theirs[name]).norm()) <= CLOSE * float(theirs[name].norm()), name
+
+
+def probes(folder: Path) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows(folder, "probes.jsonl")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def float32() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("docward.models.bf16_speedup", lambda: 0.0)
+        patch.setattr("docward.tuning.probing.get_judge", lambda _: FlipJudge())
+        yield
+
+
+@pytest.fixture(scope="module")
+def place(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(tmp_path_factory.mktemp("processes"), tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def exact(place: Place) -> Path:
+    return place.tuned("exact", **EXACT)
+
+
+@pytest.fixture(scope="module")
+def probed(place: Place) -> Path:
+    return place.tuned("probed", **PROBED)
+
+
+def test_two_processes_give_the_losses_and_the_adapter_of_one(place, exact):
+    halved = place.run("exact-2", **EXACT, per_device_train_batch_size=3)
+    fine(launch(halved, "-m", "docward"))
+    assert_same_run(halved, exact)
+    assert len({round(row["loss"], 3) for row in rows(exact)}) > 3, "nothing is learned, so nothing is tested"
+
+
+def test_what_two_killed_processes_leave_is_gone_on_from_by_one(place, probed):
+    folder = place.run("killed-2", **PROBED, per_device_train_batch_size=3)
+    held = folder.with_suffix(".held")
+    how = environment(FLIP_JUDGE="1", HOLD_AT="6", HELD=str(held))
+    with subprocess.Popen(command(folder, LAUNCHED), env=how, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as launcher:
+        deadline = time.monotonic() + 240
+        while not held.exists() and launcher.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        first = psutil.Process(launcher.pid)
+        tree = [*first.children(recursive=True), first]
+        for process in tree:
+            process.kill()
+        psutil.wait_procs(tree[:-1])
+    assert held.exists()
+    assert [row["step"] for row in rows(folder)] == [1, 2, 3, 4, 5, 6], "two steps were made that no checkpoint holds"
+    assert sorted(one.name for one in (folder / "checkpoints").glob("checkpoint-*")) == ["checkpoint-4"]
+    tune_here(folder)
+    assert_same_run(folder, probed)
+    assert probes(folder) == probes(probed)
+
+
+def test_what_one_stopped_process_leaves_is_gone_on_from_by_two(place, probed):
+    folder = place.run("killed-1", **PROBED)
+
+    def end() -> None:
+        raise Held
+
+    with pytest.MonkeyPatch.context() as patch:
+        from docward.tuning.trainer import DefenseTrainer
+
+        patch.setattr(DefenseTrainer, "training_step", DefenseTrainer.training_step)  # to be put back
+        hold(6, end)
+        with pytest.raises(Held):
+            tune_here(folder)
+    assert [row["step"] for row in rows(folder)][-1] == 6
+    patience = folder.with_suffix(".patience")
+    fine(launch(folder, LAUNCHED, FLIP_JUDGE="1", PATIENCE=str(patience)))
+    assert_same_run(folder, probed)
+    assert probes(folder) == probes(probed)
+    assert patience.read_text() == str(timedelta(days=1)), "they would not have waited for a long build"
+
+
+def test_probes_differ_from_each_other_and_the_best_adapter_is_kept(probed):
+    found = probes(probed)
+    assert [row["step"] for row in found] == [2, 4, 6, 8]
+    assert len({json.dumps(row["pooled"]) for row in found}) > 1, "all replies get one verdict, so a lost one would not be seen"
+    assert any(rate["unjudged"] for row in found for rate in row["pooled"].values())
+
+
+def test_weights_in_shards_give_the_adapter_of_one_process(place, exact):
+    folder = place.run("fsdp2", **EXACT, per_device_train_batch_size=3)
+    fine(launch(folder, LAUNCHED, config="fsdp2_8gpu", AS_GPUS="1"))
+    assert_same_run(folder, exact)
+    ids = torch.arange(40).reshape(1, -1)
+    with torch.no_grad():
+        mine, theirs = (load(str(run / "adapter"), dtype="float32").model(ids).logits for run in (folder, exact))
+    torch.testing.assert_close(mine, theirs, rtol=CLOSE, atol=CLOSE)
+
+
+def test_a_fault_of_process_0_ends_all_and_is_said_once(place):
+    folder = place.run("other", **EXACT)
+    folder.with_suffix(".yaml").write_text(dump(place.recipe(**EXACT, lora_r=3)))
+    done = launch(folder, "-m", "docward")
+    assert done.returncode
+    assert done.stderr.count("holds another recipe's run (tuning.lora_r: 8 there, 3 now)") == 1, done.stderr[-4000:]
+    assert done.stderr.count("Traceback") <= 1, "the launcher's own"
+
+
+def test_a_fault_of_all_processes_is_said_once(place):
+    folder = place.run("whole-loop", **EXACT)
+    done = launch(folder, "-m", "docward", verb="run")
+    assert done.returncode
+    assert done.stderr.count("docward run was started as 2 processes") == 1, done.stderr[-4000:]
+    assert not (folder / "training.jsonl").exists()
+
+
+def test_only_process_0_speaks_at_once(monkeypatch, capsys):
+    waits: list[float] = []
+    monkeypatch.setattr(processes.time, "sleep", waits.append)
+    monkeypatch.setattr(sys, "argv", ["docward", "run", "there-is-none.yaml"])
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert end.value.code == 2
+    assert waits == [processes.HEAD_START]
+    assert "there-is-none.yaml" in capsys.readouterr().err
+
+
+def test_a_launched_loop_is_refused_and_told_what_to_launch(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    with pytest.raises(UsageError, match=r"started as 8 processes.*Launch `docward tune recipe.yaml --output-dir runs/recipe` instead"):
+        cli.run(Path("recipe.yaml"))
+
+
+def test_processes_for_accelerators_that_are_not_there_are_refused(monkeypatch):
+    if torch.accelerator.is_available():
+        pytest.skip("there is one")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UsageError, match="2 processes were started for accelerators"):
+        processes.wait()
+
+
+def test_an_error_on_main_is_everybodys(monkeypatch):
+    """Process 1's part, with what process 0 would have sent it."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("accelerate.utils.broadcast_object_list", lambda _: [(None, RunError("taken"))])
+    with pytest.raises(RunError, match="taken"):
+        processes.on_main(lambda: pytest.fail("process 1 looked for itself"))
+
+
+def test_a_process_with_other_weights_than_process_0_is_found_out(place, monkeypatch):
+    folder = place.run("mixed", **EXACT)
+    monkeypatch.setattr(processes, "on_main", lambda _: "the fingerprint of process 0")
+    with pytest.raises(TuningError, match=r"holds other weights than process 0, or in another precision \(torch.float32 here\)"):
+        tune_here(folder)
