@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from docward.errors import DocwardError, UsageError
 
@@ -75,13 +75,13 @@ def on_main(do: Callable[[], Found]) -> Found:
             said[0] = (do(), None)
         except DocwardError as error:
             said[0] = (None, error)
-    found, error = broadcast_object_list(said)[0]
-    if error is not None:
-        raise error
-    return found  # type: ignore[no-any-return]
+    told: tuple[Any, DocwardError | None] = broadcast_object_list(said)[0]
+    if told[1] is not None:
+        raise told[1]
+    return cast(Found, told[0])
 
 
 def give_way() -> None:
-    """Before a process ends with an error: let process 0 speak first. Mostly it has the same to say, and the launcher then ends this one; so it is said once."""
+    """Before a process ends with an error: let process 0 speak first. Mostly it has the same to say, and the launcher then ends this one."""
     if rank():
         time.sleep(HEAD_START)

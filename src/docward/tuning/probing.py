@@ -147,7 +147,8 @@ class Probe(TrainerCallback):
 
         sharded = self.trainer.sharded
         divided = processes > 1 and not sharded
-        loaded = replace(self.loaded, model=self.trainer.model) if sharded else self.loaded  # its outermost module fetches what no layer does
+        outermost: Any = self.trainer.model
+        loaded = replace(self.loaded, model=outermost) if sharded else self.loaded  # its outermost module fetches what no layer does
         documents = self.plan.documents[rank::processes] if divided else self.plan.documents
         settings, judge = self.plan.settings, get_judge(self.plan.settings.judge)
         planned = {reply.key: reply for reply in planned_replies(documents, settings)}

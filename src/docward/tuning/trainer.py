@@ -123,7 +123,8 @@ class DefenseTrainer(Trainer):
     @property
     def sharded(self) -> bool:
         """Whether each process holds a part of every weight (FSDP, ZeRO stage 3)."""
-        return bool(self.is_fsdp_enabled or (self.is_deepspeed_enabled and self.model_wrapped.zero_optimization_partition_weights()))
+        wrapped: Any = self.model_wrapped
+        return bool(self.is_fsdp_enabled or (self.is_deepspeed_enabled and wrapped.zero_optimization_partition_weights()))
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Steps in order; each process makes its own share, so nothing is left to divide."""
