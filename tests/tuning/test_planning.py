@@ -76,6 +76,14 @@ def test_each_epoch_has_an_order_of_its_own_and_the_seed_decides_it():
     assert order(0, 0) != order(1, 0)
 
 
+def test_documents_that_are_not_matched_meet_others_in_each_epoch():
+    groups = triples(20)
+    steps = plan_steps(groups, examples_per_step=12, epochs=2, seed=0)
+    pairs = [{frozenset(groups[place].matched for place in step.groups) for step in steps if epoch < step.epoch <= epoch + 1} for epoch in range(2)]
+    assert all(len(pair) == 2 for epoch in pairs for pair in epoch)
+    assert len(pairs[0] & pairs[1]) < 5
+
+
 def test_the_order_does_not_depend_on_how_the_documents_are_stored():
     groups = triples(8, singles=3)
     turned = groups[::-1]
@@ -84,7 +92,7 @@ def test_the_order_does_not_depend_on_how_the_documents_are_stored():
     assert [{groups[place].document for place in step.groups} for step in there] == [{turned[place].document for place in step.groups} for step in back]
 
 
-@pytest.mark.parametrize(("epochs", "wanted"), [(0.25, 5), (0.3, 6), (1, 20), (1.5, 30), (2.05, 41), (0.001, 1)])
+@pytest.mark.parametrize(("epochs", "wanted"), [(0.25, 5), (0.3, 6), (1, 20), (1.5, 30), (1.1, 22), (2.05, 41), (0.001, 1)])
 def test_a_part_of_an_epoch_ends_early(epochs, wanted):
     steps = plan_steps(triples(20), examples_per_step=6, epochs=epochs, seed=0)
     assert len(steps) == wanted

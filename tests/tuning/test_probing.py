@@ -142,10 +142,11 @@ def test_it_stops_when_balance_is_no_longer_bettered(tiny_folder, tmp_path, scri
     assert [row["step"] for row in rows(tmp_path, "training")] == [3, 5], "the log ends where the run does"
 
 
-def test_probes_that_could_not_be_judged_neither_stop_a_run_nor_choose_its_adapter(tiny_folder, tmp_path, script, stopped):
-    script(dict.fromkeys(range(1, STEPS + 1)))
-    assert same(tuned(tiny_folder, tmp_path, every=1, patience=1), stopped(STEPS))
-    assert [row["step"] for row in rows(tmp_path)] == list(range(1, STEPS + 1))
+@pytest.mark.parametrize(("first", "kept"), [(None, STEPS), (1 / 3, 3)])
+def test_probes_that_could_not_be_judged_neither_stop_a_run_nor_choose_its_adapter(tiny_folder, tmp_path, script, stopped, first, kept):
+    script({3: first, 6: None, 9: None})
+    assert same(tuned(tiny_folder, tmp_path, every=3, patience=1), stopped(kept))
+    assert [row["step"] for row in rows(tmp_path)] == [3, 6, 9]
 
 
 UP_AND_DOWN = {2: 1 / 3, 4: 1.0, 6: 2 / 3, 8: 1 / 3, 9: 0.0}
