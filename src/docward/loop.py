@@ -167,10 +167,13 @@ def tune(run: Run) -> None:
     Raises:
         RunError: the run has no dataset yet.
     """
+    from docward.tuning.checkpoints import clear
     from docward.tuning.tuning import tune as tune_adapter
     from docward.tuning.tuning import tuned_folder
 
     if is_adapter(done := tuned_folder(run.folder)) or (done / "config.json").is_file():
+        if not processes.rank():
+            clear(run.folder / "checkpoints")  # a kill may have come just before this
         return
     if not (run.folder / "dataset" / "audit.json").is_file():
         raise RunError(f"{run.folder} has no dataset yet. Build it first: docward build RECIPE --output-dir {run.folder}")

@@ -15,8 +15,8 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from docward import loop
 from docward.errors import ModelError, RecipeError, StorageError, TuningError
-from docward.loop import run_loop
 from docward.models import load
 from docward.recipe import Recipe, TuningSection, load_recipe
 from docward.tuning.checkpoints import mark_finished
@@ -91,10 +91,9 @@ def test_nothing_to_answer_is_refused_unless_it_is_wanted(tiny_folder, tmp_path)
     assert tuned(tiny_folder, tmp_path, malicious, benign_weight=0)
 
 
-@pytest.mark.parametrize("compute", ["rows", "shared"])
-def test_one_malicious_and_one_sensitive_document_under_one_task_can_be_tuned_on(tiny_folder, tmp_path, compute):
+def test_one_malicious_and_one_sensitive_document_under_one_task_can_be_tuned_on(tiny_folder, tmp_path):
     two = [next(one for one in EXAMPLES if one.task == "summarize" and one.label == label) for label in ("malicious", "sensitive")]
-    tuned(tiny_folder, tmp_path, two, compute=compute)
+    tuned(tiny_folder, tmp_path, two)
     assert [row["examples"] for row in log(tmp_path)] == [2]
 
 
@@ -162,7 +161,7 @@ def flip(file: Path) -> None:
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("file", ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "window.json"])
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "rng_state.pth"])
 def test_a_damaged_last_checkpoint_costs_only_the_steps_since_the_one_before(tiny_folder, tmp_path, whole, file):
     killed(tiny_folder, tmp_path, 5)
     flip(tmp_path / "checkpoints" / "checkpoint-4" / file)
@@ -183,7 +182,7 @@ def test_where_every_checkpoint_is_damaged_the_files_are_named(tiny_folder, tmp_
 # What a kill leaves
 
 
-@pytest.mark.parametrize(("saving", "logging"), [(2, 3), (3, 2), (4, 50)])
+@pytest.mark.parametrize(("saving", "logging"), [(3, 2), (4, 50)])
 def test_a_run_killed_twice_leaves_the_log_and_the_weights_of_an_undisturbed_one(tiny_folder, tmp_path, saving, logging):
     steps = {"save_steps": saving, "logging_steps": logging}
     wanted = tuned(tiny_folder, tmp_path / "whole", **steps)
@@ -226,13 +225,30 @@ def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(t
     assert log(tmp_path) == log(whole[0])
 
 
+def test_what_a_tracker_wrote_among_the_checkpoints_outlives_them(tiny_folder, tmp_path):
+    def progress(what: str, done: int, total: int) -> None:
+        events = tmp_path / "checkpoints" / "runs" / "today"  # where TensorBoard's go
+        events.mkdir(parents=True, exist_ok=True)
+        (events / "events").write_text(f"{done}")
+
+    tune(load(str(tiny_folder), dtype="float32"), EXAMPLES, section(), run=tmp_path, seed=0, progress=progress)
+    assert (tmp_path / "trackers" / "runs" / "today" / "events").read_text() == str(len(EXAMPLES))
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["adapter", "trackers", "training.jsonl"]
+
+
+def test_checkpoints_that_a_kill_left_beside_a_whole_adapter_go(tiny_folder, tmp_path):
+    tuned(tiny_folder, tmp_path)
+    (tmp_path / "checkpoints" / "checkpoint-4").mkdir(parents=True)
+    loop.tune(loop.Run(Recipe(), tmp_path))
+    assert not (tmp_path / "checkpoints").exists()
+
+
 # A full disk
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 WRITERS = {  # what fails, how it says so, and how often it works before that
     "torch, as the system says it": ("torch.save", FULL, 5),
     "torch, in its own words": ("torch.save", RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"), 5),
-    "safetensors, as the system says it": ("peft.peft_model.safe_save_file", FULL, 1),
     "safetensors, in its own words": ("peft.peft_model.safe_save_file", SafetensorError("I/O error: No space left on device (os error 28)"), 1),
     "the trainer's state": ("transformers.trainer_callback.TrainerState.save_to_json", FULL, 1),
     "anything put on disk for good": ("os.fsync", FULL, 20),
@@ -307,13 +323,12 @@ def test_a_model_without_a_chat_template_is_tuned_in_the_papers_and_keeps_it(tin
     assert "### Instruction:" in AutoTokenizer.from_pretrained(tmp_path / "run" / "adapter").chat_template
 
 
-@pytest.mark.parametrize("compute", ["rows", "shared"])
-def test_a_tokenizer_without_a_pad_token_gives_the_same_loss(tiny_copy, tmp_path, whole, compute):
+def test_a_tokenizer_without_a_pad_token_gives_the_same_loss(tiny_copy, tmp_path, whole):
     tokenizer = byte_tokenizer()
     tokenizer.pad_token = None
     with_tokenizer(tiny_copy, tokenizer)
     assert load(str(tiny_copy)).tokenizer.pad_token == tokenizer.eos_token
-    tuned(tiny_copy, tmp_path / "run", compute=compute)
+    tuned(tiny_copy, tmp_path / "run", compute="rows")  # which pads
     assert log(tmp_path / "run")[0]["loss"] == pytest.approx(log(whole[0])[0]["loss"], rel=1e-5)
 
 
@@ -359,7 +374,7 @@ def test_the_loop_finds_wrong_settings_before_it_does_any_work(tiny_folder, docu
     values = {"model_name_or_path": str(tiny_folder), "documents": [{"path": str(documents_file)}], "tuning": {"optim": "adamm"}}
     monkeypatch.setattr("docward.loop.build_dataset", lambda *_, **__: pytest.fail("a dataset was built"))
     with pytest.raises(RecipeError, match=r"tuning\.optim"):
-        run_loop(Recipe.model_validate(values), tmp_path / "run")
+        loop.run_loop(Recipe.model_validate(values), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

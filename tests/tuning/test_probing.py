@@ -119,15 +119,14 @@ def test_a_probe_comes_every_so_many_steps_and_at_the_last_one_with_all_it_measu
     assert "seconds" in json.loads((tmp_path / "probes.jsonl").read_text().splitlines()[0])
 
 
-@pytest.mark.parametrize("last", [1.0, 1 / 3], ids=["a tie keeps the first", "worse in the end"])
-def test_the_adapter_of_the_best_balance_is_kept(tiny_folder, tmp_path, script, stopped, last):
-    script({2: 1 / 3, 4: 1.0, 6: 2 / 3, 8: last, 9: last})
+def test_the_adapter_of_the_best_balance_is_kept_and_of_the_first_where_several_are(tiny_folder, tmp_path, script, stopped):
+    script({2: 1 / 3, 4: 1.0, 6: 2 / 3, 8: 1.0, 9: 1 / 3})
     assert same(tuned(tiny_folder, tmp_path, every=2), stopped(4))
     assert [row["step"] for row in rows(tmp_path) if row["best"]] == [2, 4]
     assert [row["step"] for row in rows(tmp_path, "training")] == list(range(1, STEPS + 1)), "it went on to the end"
 
 
-@pytest.mark.parametrize("changes", [{}, {"compute": "rows", "lora_first_layer": 1}, {"gradient_checkpointing": True}], ids=str)
+@pytest.mark.parametrize("changes", [{"gradient_checkpointing": True}, {"compute": "rows", "lora_first_layer": 1}], ids=str)
 def test_probing_changes_nothing_in_tuning(tiny_folder, tmp_path, script, changes):
     script({2: 0.0, 4: 0.0, 6: 1 / 3, 8: 2 / 3, 9: 1.0})
     probed, plain = tuned(tiny_folder, tmp_path / "probed", every=2, **changes), tuned(tiny_folder, tmp_path / "plain", **changes)
@@ -152,7 +151,7 @@ def test_probes_that_could_not_be_judged_neither_stop_a_run_nor_choose_its_adapt
 UP_AND_DOWN = {2: 1 / 3, 4: 1.0, 6: 2 / 3, 8: 1 / 3, 9: 0.0}
 
 
-@pytest.mark.parametrize(("dies", "saving"), [(2, 3), (4, 3), (8, 6), (9, 3)])
+@pytest.mark.parametrize(("dies", "saving"), [(2, 3), (8, 6), (9, 3)])
 def test_a_run_killed_after_a_probe_ends_with_the_same_rows_and_adapter(tiny_folder, tmp_path, script, stopped, dies, saving):
     script(UP_AND_DOWN, dies=dies)
     with pytest.raises(Killed):

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,17 @@ class Place:
 def tune_here(folder: Path) -> None:
     with open_run(Recipe.model_validate(yaml.safe_load((folder / "recipe.yaml").read_text())), folder) as run:
         loop.tune(run)
+
+
+def stop_here(folder: Path, end: Callable[[], None], error: type[BaseException]) -> None:
+    """Tune in this process until `end` raises an error before the seventh step."""
+    from docward.tuning.trainer import DefenseTrainer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DefenseTrainer, "training_step", DefenseTrainer.training_step)  # to be put back
+        hold(6, end)
+        with pytest.raises(error):
+            tune_here(folder)
 
 
 def command(folder: Path, *what: str, config: str = "ddp_cpu", verb: str = "tune") -> list[str]:
@@ -186,19 +197,24 @@ def test_what_one_stopped_process_leaves_is_gone_on_from_by_two(place, probed):
     def end() -> None:
         raise Held
 
-    with pytest.MonkeyPatch.context() as patch:
-        from docward.tuning.trainer import DefenseTrainer
-
-        patch.setattr(DefenseTrainer, "training_step", DefenseTrainer.training_step)  # to be put back
-        hold(6, end)
-        with pytest.raises(Held):
-            tune_here(folder)
+    stop_here(folder, end, Held)
     assert [row["step"] for row in rows(folder)][-1] == 6
     patience = folder.with_suffix(".patience")
     fine(launch(folder, LAUNCHED, FLIP_JUDGE="1", PATIENCE=str(patience)))
     assert_same_run(folder, probed)
     assert probes(folder) == probes(probed)
     assert patience.read_text() == str(timedelta(days=1)), "they would not have waited for a long build"
+
+
+def test_an_error_in_a_step_is_not_blamed_on_the_checkpoint_that_was_gone_on_from(place):
+    folder = place.run("lost", **EXACT)
+
+    def end() -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    for _ in range(2):
+        stop_here(folder, end, RuntimeError)
+    assert (folder / "checkpoints" / "checkpoint-4").is_dir()
 
 
 def test_probes_differ_from_each_other_and_the_best_adapter_is_kept(probed):

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from docward.records import file_hash, write_json
 FINISHED = "finished.json"
 WINDOW = "window.json"
 RUN = "run.json"  # what the checkpoints are of
+BEST = "best-"  # begins the names of probed adapters
+TRACKERS = "trackers"
 
 
 def mark_finished(folder: str, step: int, window: Mapping[str, Any]) -> None:
@@ -104,3 +107,16 @@ def _said(place: Path) -> dict[str, Any]:
     if not isinstance(theirs, dict):
         raise TuningError(f"{place} cannot be read, so nobody knows whose checkpoints these are. Delete {place.parent} to start tuning afresh.")
     return theirs
+
+
+def clear(folder: Path) -> None:
+    """Remove checkpoints that are not needed any more; what trackers (`report_to`) wrote among them moves to `trackers` beside the folder."""
+    kept = folder.parent / TRACKERS
+    with suppress(OSError):
+        for place in folder.glob("*"):
+            if place.is_dir() and not place.name.startswith(("checkpoint-", BEST)):
+                shutil.copytree(place, kept / place.name, dirs_exist_ok=True)
+            elif place.is_file() and place.name != RUN:
+                kept.mkdir(exist_ok=True)
+                shutil.copy(place, kept)
+    shutil.rmtree(folder, ignore_errors=True)

@@ -103,7 +103,9 @@ def _inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {name: batch[name] for name in ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "layout") if name in batch}
 
 
-def anchor_kl(model: Any, untuned: Callable[[], AbstractContextManager[Any]], batch: Mapping[str, Any], logits: torch.Tensor) -> torch.Tensor:
+def anchor_kl(
+    model: Any, untuned: Callable[[], AbstractContextManager[Any]], batch: Mapping[str, Any], logits: torch.Tensor, *, in_step: bool = False
+) -> torch.Tensor:
     """KL(untuned || tuned) in nats, summed over each benign example's answer tokens: shape (examples,), float32 or wider; 0 for all other examples.
 
     Args:
@@ -111,6 +113,7 @@ def anchor_kl(model: Any, untuned: Callable[[], AbstractContextManager[Any]], ba
         untuned: a context in which the model is the untuned one (adapter off).
         batch: the pass.
         logits: of the tuned model, at the kept positions, as `example_nll` gives them.
+        in_step: go through the model where nothing is benign, too, as processes must that hold a part of its weights each.
     """
     import torch
     from torch.nn.functional import kl_div
@@ -118,7 +121,7 @@ def anchor_kl(model: Any, untuned: Callable[[], AbstractContextManager[Any]], ba
     found = torch.zeros(len(batch["factors"]), dtype=_exact(logits).dtype, device=logits.device)
     benign = torch.tensor([term == BENIGN for term in batch["terms"]], device=logits.device)
     wanted = batch["answer"] & benign[batch["owner"]]
-    if not wanted.any():
+    if not wanted.any() and not in_step:
         return found
     sources = batch["source"][batch["pair"][wanted]]
     once, back = sources.unique(return_inverse=True)

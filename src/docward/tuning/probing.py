@@ -28,7 +28,7 @@ from docward.evaluation.rates import balance, pooled
 from docward.models import Loaded
 from docward.processes import on_main
 from docward.records import write_rows
-from docward.tuning.checkpoints import numbered
+from docward.tuning.checkpoints import BEST, numbered
 from docward.tuning.trainer import DefenseTrainer
 from docward.types import Document, Label, Verdict
 
@@ -82,7 +82,7 @@ class Probe(TrainerCallback):
 
     def kept(self, step: int) -> Path:
         """Where the adapter of a probe lies while tuning goes on."""
-        return Path(str(self.trainer.args.output_dir)) / f"best-{step}"
+        return Path(str(self.trainer.args.output_dir)) / f"{BEST}{step}"
 
     def best(self) -> Path | None:
         """The adapter with the best balance; None before the first probe."""

@@ -142,6 +142,7 @@ class DefenseTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """One optimizer step's gradients: all passes of this process, shared with others at the last one."""
+        self.begun = True
         model.train()
         sums = torch.zeros(len(SUMS), dtype=torch.float64)
         for place, batch in enumerate(inputs):
@@ -164,7 +165,7 @@ class DefenseTrainer(Trainer):
         loss = (batch["factors"] * nll).sum()
         sums = dict.fromkeys(SUMS, 0.0)
         if objective.anchor_factor:
-            kl = anchor_kl(self.accelerator.unwrap_model(model), objective.untuned, batch, logits)
+            kl = anchor_kl(self.accelerator.unwrap_model(model), objective.untuned, batch, logits, in_step=self.sharded)
             loss = loss + objective.anchor_factor * float(batch["counted"]) * kl.sum()
             sums["anchor"] = float(kl.detach().sum())
             sums["anchored"] = float(sum(batch["answer"][batch["owner"] == place].sum() for place, term in enumerate(batch["terms"]) if term == BENIGN))
@@ -205,6 +206,7 @@ class DefenseTrainer(Trainer):
             self.window = Window(held["steps"], held["sums"])
 
     resumed_from: Any = None  # the checkpoint's folder, where the run goes on from one
+    begun = False  # whether a step was begun: what fails from then on is no fault of that checkpoint
 
 
 def _only(items: list[Any]) -> Any:

@@ -103,6 +103,7 @@ def tune(
     from transformers import set_seed
 
     from docward.tuning.adapters import prepare
+    from docward.tuning.checkpoints import clear
     from docward.tuning.frozen import frozen_below
     from docward.tuning.fused import fused
     from docward.tuning.sharing import attention, attention_of, shared_layout
@@ -134,7 +135,7 @@ def tune(
         with torch.enable_grad():
             _train(loaded, model, data, section, compute=compute, whole=whole, run=run, seed=seed, probe=probe, progress=progress, clock=clock)
     if processes.rank() == 0:
-        shutil.rmtree(run / "checkpoints", ignore_errors=True)
+        clear(run / "checkpoints")
     return Tuned(tuned_folder(run), sum(one.dropped > 0 for one in rendered), sum(one.dropped for one in rendered), why)
 
 
@@ -259,7 +260,7 @@ def _run_trainer(trainer: Any, start: Path | None, checkpoints: Path) -> None:
     except OSError as error:
         raise StorageError(f"Cannot write a checkpoint under {checkpoints}: {error}. Free some space and run the same command again.") from error
     except (KeyError, ValueError, RuntimeError) as error:
-        if start is None:
+        if start is None or trainer.begun:
             raise
         raise TuningError(f"Cannot go on from {start}: {error}. Delete {checkpoints} to start tuning afresh.") from error
 
