@@ -38,7 +38,7 @@ LAUNCHED = str(ROOT / "tests" / "launched.py")
 SLOW_BFLOAT16 = {"ONEDNN_MAX_CPU_ISA": "AVX2"}  # so that Docward takes float32 on all machines
 
 # Plain gradient descent without clipping: a gradient that is twice as large moves the weights twice as far, which Adam would hide.
-EXACT = {"optim": "sgd", "max_grad_norm": 1e6, "learning_rate": 0.3, "compute": "shared", "max_batch_tokens": 550}
+EXACT = {"optim": "sgd", "max_grad_norm": 1e6, "learning_rate": 0.3, "compute": "shared", "max_batch_tokens": 550, "anchor_weight": 0.5}
 PROBED = {"eval_steps": 2, "eval_documents": 1, "early_stopping_patience": None, "compute": "rows", "learning_rate": 3e-3}
 
 
@@ -125,6 +125,7 @@ def assert_same_run(found: Path, wanted: Path) -> None:
             assert row[name] == other[name]
         for name in ("loss", "defense", "benign", "general", "learning_rate"):
             assert row[name] == (other[name] and pytest.approx(other[name], rel=CLOSE)), (name, row["step"])
+        assert row["anchor"] == (other["anchor"] and pytest.approx(other["anchor"], rel=0.01, abs=1e-6)), "a difference of nearly equal numbers, at first"
     assert_same_adapter(found, wanted)
 
 

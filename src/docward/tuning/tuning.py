@@ -257,12 +257,12 @@ def _train(
 def _run_trainer(trainer: Any, start: Path | None, checkpoints: Path) -> None:
     try:
         trainer.train(resume_from_checkpoint=str(start) if start else None)
-    except OSError as error:
-        raise StorageError(f"Cannot write a checkpoint under {checkpoints}: {error}. Free some space and run the same command again.") from error
-    except (KeyError, ValueError, RuntimeError) as error:
-        if start is None or trainer.begun:
-            raise
-        raise TuningError(f"Cannot go on from {start}: {error}. Delete {checkpoints} to start tuning afresh.") from error
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        if start is not None and not trainer.begun:
+            raise TuningError(f"Cannot go on from {start}: {error}. Delete {checkpoints} to start tuning afresh.") from error
+        if isinstance(error, OSError):
+            raise StorageError(f"Cannot write a checkpoint under {checkpoints}: {error}. Free some space and run the same command again.") from error
+        raise
 
 
 def _save(loaded: Loaded, model: Any, trainer: Any, probing: Any, folder: Path) -> None:
