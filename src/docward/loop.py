@@ -29,7 +29,7 @@ from docward.build import build_dataset
 from docward.dataset.saving import read_split
 from docward.dataset.surface import surface_refuses
 from docward.documents.sources import source_hash
-from docward.errors import DatasetError, RunError, StorageError, UsageError
+from docward.errors import DatasetError, RecipeError, RunError, StorageError, UsageError
 from docward.evaluation.evaluating import Settings, compare, evaluate
 from docward.evaluation.rates import balance, classifier_verdicts, pooled
 from docward.models import Loaded, best_device, is_adapter, load
@@ -192,6 +192,11 @@ def _to_tune(run: Run) -> Loaded:
     bits = 4 if section.load_in_4bit else 8 if section.load_in_8bit else None
     if section.use_peft and bits is None:
         return run.untuned()
+    if bits and processes.spread():
+        raise RecipeError(
+            f"tuning.load_in_{bits}bit is set, and FSDP and DeepSpeed divide weights in 16 or 32 bits only. Launch with recipes/accelerate/ddp_8gpu.yaml, "
+            "or leave it out."
+        )
     run.progress(f"loading {run.recipe.model_name_or_path}", 0, 0)
     return load(run.recipe.model_name_or_path, dtype=None if section.use_peft else "float32", bits=bits)
 

@@ -38,6 +38,11 @@ def spread() -> bool:
     return any(os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in {"1", "true"} for name in ("FSDP", "DEEPSPEED"))
 
 
+def autocast() -> bool:
+    """Whether the launcher was told to compute in bfloat16 beside weights in float32 (`mixed_precision: bf16`)."""
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower() == "bf16"
+
+
 def on_cpu() -> bool:
     """Whether the launcher was told to leave accelerators alone."""
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() in {"1", "true"}

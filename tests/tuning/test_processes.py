@@ -24,11 +24,12 @@ from safetensors.torch import load_file
 
 from docward import loop, processes
 from docward.cli import main as cli
-from docward.errors import RunError, TuningError, UsageError
+from docward.errors import RecipeError, RunError, TuningError, UsageError
 from docward.loop import open_run
 from docward.models import load
-from docward.recipe import Recipe, dump
+from docward.recipe import Recipe, TuningSection, dump
 from docward.records import write_rows
+from docward.tuning.arguments import trainer_arguments
 from launched import FlipJudge, Held, hold
 from tiny import some_documents
 
@@ -271,6 +272,13 @@ def test_a_launched_loop_is_refused_and_told_what_to_launch(monkeypatch):
         cli.run(Path("recipe.yaml"))
 
 
+@pytest.mark.parametrize("said", ["no", "bf16"])
+def test_trainer_is_told_of_bfloat16_what_the_launcher_said(said, tiny, tmp_path, monkeypatch):
+    """DeepSpeed refuses to work where the two differ."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", said)
+    assert trainer_arguments(TuningSection(), tmp_path, 0, tiny).bf16 == (said == "bf16")
+
+
 def test_processes_for_accelerators_that_are_not_there_are_refused(monkeypatch):
     if torch.accelerator.is_available():
         pytest.skip("there is one")
@@ -278,6 +286,12 @@ def test_processes_for_accelerators_that_are_not_there_are_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(UsageError, match="2 processes were started for accelerators"):
         processes.wait()
+
+
+def test_weights_of_few_bits_are_not_divided(place, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(RecipeError, match=r"tuning\.load_in_4bit is set, and FSDP and DeepSpeed divide weights in 16 or 32 bits only"):
+        tune_here(place.run("bits", load_in_4bit=True))
 
 
 def test_an_error_on_main_is_everybodys(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -212,3 +213,34 @@ def test_rows_that_are_the_same_to_the_last_token_can_be_shared():
     twins = group_of([row, row], document="d", matched="d")
     (rows, _), (shared, _) = both_ways(adapted(loaded), [twins])
     assert float((rows - shared).abs().max()) < 1e-9
+
+
+def test_in_bfloat16_the_default_model_is_as_near_to_float32_shared_as_in_rows(real):
+    """What README states: the two computes differ by bfloat16's rounding, which plain rows have too."""
+    from docward.models import load
+    from docward.tuning.fused import fused
+
+    gradients = {}
+    for loaded in (real, load("smollm2-135m", dtype="bfloat16")):
+        groups, _ = training_groups(loaded, shared_examples(1), TuningSection())
+        model = prepare(loaded, TuningSection())
+        torch.manual_seed(0)
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.02)
+        try:
+            for compute in ("rows", "shared"):
+                with ExitStack() as stack:
+                    if compute == "shared":
+                        stack.enter_context(shared_layout(model))
+                        stack.enter_context(fused(model))
+                    nll = example_nll(model, pass_of(groups[:1], compute=compute, pad=0))[0].sum()
+                    trained = [weight for weight in model.parameters() if weight.requires_grad]
+                    gradients[loaded.model.dtype, compute] = torch.cat([one.flatten().double() for one in torch.autograd.grad(nll, trained)])
+        finally:
+            model.unload()
+    exact = gradients[torch.float32, "rows"]
+    apart = {key: float((found - exact).norm() / exact.norm()) for key, found in gradients.items()}
+    assert apart[torch.float32, "shared"] < 1e-4
+    assert apart[torch.bfloat16, "rows"] < 0.1
+    assert apart[torch.bfloat16, "shared"] < 1.5 * apart[torch.bfloat16, "rows"]

@@ -50,7 +50,7 @@ def trainer_arguments(section: TuningSection, checkpoints: Path, seed: int, load
         "data_seed": seed,
         "use_cpu": loaded.model.device.type == "cpu" and not processes.spread(),
         # a model in bfloat16 with an adapter needs no autocast; all weights in float32 do, where it is the faster one
-        "bf16": not section.use_peft and processes.on_main(lambda: str(default_dtype(best_device()))) == "torch.bfloat16",
+        "bf16": processes.autocast() or (not section.use_peft and processes.on_main(lambda: str(default_dtype(best_device()))) == "torch.bfloat16"),
         **{name: getattr(section, name) for name in SAME},
         **_checkpointing(section),
     }

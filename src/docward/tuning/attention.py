@@ -1,20 +1,36 @@
 """Attention of a shared pass on the CPU: PyTorch's own flash kernels, called so that nothing is copied that need not be.
 
 In: queries, keys and values of a shared pass and its layout. Out: what the plain path of `sharing.shared_attention` gives. All branches of a document read its
-prefix in one call without a mask, each reads itself in a small causal one, and the two are joined by their log-sum-exps; the backward kernels, given the joined
-output, then give the exact gradients of each part (the identity that ring attention rests on, arXiv 2310.01889).
+prefix in one call without a mask, each reads itself in a small causal one, and the two are joined by their log-sum-exps; the backward parts, given the joined
+output, then give the exact gradients of each (the identity that ring attention rests on, arXiv 2310.01889). The kernel goes backward in float32 and float64;
+in bfloat16, where it is slow, matrix products do (`_by_products`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from docward.tuning.packing import Layout
 
 Span = slice
+Parts = Iterator[tuple[Span, Span, bool]]
+Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+BLOCK = 256  # keys that `_by_products` takes at once where not all queries see all keys
+
+
+class Given(NamedTuple):
+    """What the backward pass starts from: tensors (1, heads, tokens, size), and (1, heads, tokens) for the log-sum-exps."""
+
+    gradient: torch.Tensor
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    out: torch.Tensor
+    lse: torch.Tensor
+    scale: float
 
 
 def available(query: torch.Tensor) -> bool:
@@ -22,7 +38,7 @@ def available(query: torch.Tensor) -> bool:
     return query.device.type == "cpu" and query.dtype != torch.float16 and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward")
 
 
-def _parts(layout: Layout) -> Iterator[tuple[Span, Span, bool]]:
+def _parts(layout: Layout) -> Parts:
     """(queries, keys, causal) of each call: prefixes, branches on their prefix, branches on themselves."""
     for start, prefix, branches in layout.documents:
         head = slice(start, start + prefix)
@@ -64,15 +80,57 @@ class FlashShared(torch.autograd.Function):
         """Gradients of query, key and value."""
         query, key, value, out, lse = ctx.saved_tensors
         repeats = query.shape[1] // key.shape[1]
-        keys, values = _repeated(key, repeats), _repeated(value, repeats)
-        found = [torch.zeros_like(states) for states in (query, keys, values)]
-        for rows, seen, causal in _parts(ctx.layout):
-            mine = (gradients[0][:, :, rows], query[:, :, rows], keys[:, :, seen], values[:, :, seen], out[:, :, rows], lse[:, :, rows, 0])
-            parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(*mine, 0.0, causal, attn_mask=None, scale=ctx.scale)
-            for whole, part, place in zip(found, parts, (rows, seen, seen), strict=True):
-                whole[:, :, place] += part
+        given = Given(gradients[0], query, _repeated(key, repeats), _repeated(value, repeats), out, lse.squeeze(-1), ctx.scale)
+        found = (_by_products if query.dtype.itemsize < 4 else _by_kernel)(given, _parts(ctx.layout))
         grouped = (states.view(1, key.shape[1], repeats, *key.shape[2:]).sum(2) if repeats > 1 else states for states in found[1:])
         return found[0], *grouped, None, None
+
+
+def _by_kernel(given: Given, parts: Parts) -> Found:
+    found = torch.zeros_like(given.query), torch.zeros_like(given.key), torch.zeros_like(given.value)
+    for rows, seen, causal in parts:
+        mine = (given.gradient[:, :, rows], given.query[:, :, rows], given.key[:, :, seen], given.value[:, :, seen], given.out[:, :, rows], given.lse[:, :, rows])
+        some = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(*mine, 0.0, causal, attn_mask=None, scale=given.scale)
+        for whole, part, place in zip(found, some, (rows, seen, seen), strict=True):
+            whole[:, :, place] += part
+    return found
+
+
+def _by_products(given: Given, parts: Parts) -> Found:
+    """The formula of the flash backward (arXiv 2205.14135, algorithm 4), keys by queries, a block of keys with all queries that see it at once.
+
+    log p = scale * (k q - lse / scale) and dp - delta come out of one product each, by two more columns that hold the subtrahend in two parts, so that nothing
+    is rounded to bfloat16 before the difference is taken.
+    """
+    delta = (given.gradient * given.out).sum(-1, dtype=torch.float32)
+    with_lse, with_delta = _less(given.query[0], given.lse[0] / given.scale), _less(given.gradient[0], delta[0])
+    keys, values = _less(given.key[0]), _less(given.value[0])
+    queries, gradients = with_lse[..., :-2], with_delta[..., :-2]
+    found = torch.zeros_like(queries), torch.zeros_like(queries), torch.zeros_like(queries)
+    for rows, seen, causal in parts:
+        for start in range(seen.start, seen.stop, BLOCK if causal else seen.stop - seen.start):
+            some = slice(start, min(start + BLOCK, seen.stop) if causal else seen.stop)
+            after = slice(start, rows.stop) if causal else rows
+            weights = torch.bmm(keys[:, some], with_lse[:, after].mT).mul_(given.scale)
+            if causal:
+                size = some.stop - start
+                weights[:, :, :size] += torch.full((size, size), -torch.inf, dtype=weights.dtype).tril(-1)
+            weights.exp_()
+            found[2][:, some] += torch.bmm(weights, gradients[:, after])
+            scores = torch.bmm(values[:, some], with_delta[:, after].mT).mul_(weights)
+            found[1][:, some] += torch.bmm(scores, queries[:, after])
+            found[0][:, after] += torch.bmm(scores.mT, keys[:, some, :-2])
+    return found[0].mul_(given.scale)[None], found[1].mul_(given.scale)[None], found[2][None]
+
+
+def _less(states: torch.Tensor, subtrahend: torch.Tensor | None = None) -> torch.Tensor:
+    """States (heads, tokens, size) with two more columns: a product of two such, one of which has a subtrahend (heads, tokens), is less by it."""
+    wider = torch.ones(*states.shape[:-1], states.shape[-1] + 2, dtype=states.dtype)
+    wider[..., :-2] = states
+    if subtrahend is not None:
+        wider[..., -2] = -subtrahend
+        wider[..., -1] = -subtrahend - wider[..., -2]
+    return wider
 
 
 def _repeated(states: torch.Tensor, repeats: int) -> torch.Tensor:

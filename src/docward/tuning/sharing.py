@@ -21,7 +21,7 @@ from docward.tuning.packing import Group, Layout, group_of, pass_of
 
 NAME = "docward_shared"
 # Largest difference of gradients between the two computes, over the gradient's norm, that is taken for rounding.
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.05}
 SAMPLE = 100  # tokens
 ATTENDING = {"full_attention", "sliding_attention", "attention"}
 

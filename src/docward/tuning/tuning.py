@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from docward import processes
-from docward.errors import ModelError, RecipeError, StorageError, TuningError
+from docward.errors import DocwardError, ModelError, RecipeError, StorageError, TuningError
 from docward.models import Loaded
 from docward.recipe import TuningSection
 from docward.records import text_hash, whole_folder
@@ -257,9 +257,13 @@ def _train(
 def _run_trainer(trainer: Any, start: Path | None, checkpoints: Path) -> None:
     try:
         trainer.train(resume_from_checkpoint=str(start) if start else None)
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+    except DocwardError:
+        raise
+    except Exception as error:  # DeepSpeed's are of no kind but their own
         if start is not None and not trainer.begun:
-            raise TuningError(f"Cannot go on from {start}: {error}. Delete {checkpoints} to start tuning afresh.") from error
+            raise TuningError(
+                f"Cannot go on from {start}: {str(error).rstrip('.')}. Launch as this run was launched before, or delete {checkpoints} to start tuning afresh."
+            ) from error
         if isinstance(error, OSError):
             raise StorageError(f"Cannot write a checkpoint under {checkpoints}: {error}. Free some space and run the same command again.") from error
         raise
