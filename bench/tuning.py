@@ -1,6 +1,6 @@
 """How fast tuning is: documents under K tasks, one pass a document against one pass a row, against TRL's SFTTrainer and the paper's recipe.
 
-    python bench/tuning.py [--quick] [--lengths 300 600 1200 2400] [--tasks 1 2 5 8] [--steps 2]
+    python bench/tuning.py [--quick] [--lengths 300 600 1200 2400] [--tasks 1 2 5 8] [--steps 2] [--model NAME]
 
 Same model, data, LoRA (rank 8, all linear layers), dtype, optimizer and examples a step (one document under its K tasks) for all, each in a process of its own:
 
@@ -10,9 +10,11 @@ Same model, data, LoRA (rank 8, all linear layers), dtype, optimizer and example
     trl-tuned  the same set up for this machine: no gradient checkpointing, rows one by one with accumulation
     paper      loss on everything, as the published code has it: docward, compute: rows, loss_on: everything
 
-Examples and unique tokens (of the shared layout) a second, from the median step after a first one that does not count; peak memory of the process; and the
-share of the measured matrix-product rate: FLOPs that the shared layout needs (docward.tuning.costs) over time and rate. `--quick` does 600 tokens and K = 5
-for all, and K = 1 for shared and rows. The last line is JSON, for 600 tokens and K = 5. Wants TRL: pip install 'docward[bench]'.
+Examples and unique tokens (of the shared layout) a second, from the median step after a first one that does not count; peak memory of the process (on an
+accelerator: of its allocator); and the share of the measured matrix-product rate: FLOPs that the shared layout needs (docward.tuning.costs) over time and rate.
+`--quick` does 600 tokens and K = 5 for all, and K = 1 for shared and rows. The last line is JSON, for 600 tokens and K = 5. `--model` takes what docward
+takes, or a folder of a config.json and a tokenizer without weights: those are random then, which is all the same to a clock. Wants TRL:
+pip install 'docward[bench]'.
 """
 
 from __future__ import annotations
@@ -31,7 +33,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-MODEL = "smollm2-135m"
 CONTESTANTS = ("shared", "rows", "trl", "trl-tuned", "paper")
 ANSWER = "I'm sorry, but I can't help with this document, because what it describes could do people real harm, whoever asks for it and for whatever reason."
 NAMES = ("summarize", "translate", "sentiment", "case", "next_sentence", "question", "topic", "keywords")
@@ -66,17 +67,53 @@ def examples(tokenizer: Any, length: int, tasks: int, count: int) -> list[Any]:
     return made
 
 
-def worker(name: str, length: int, tasks: int, steps: int) -> None:
-    """Tune in this process and print seconds a step, tokens and peak memory."""
-    from docward.models import load, matmul_rate
+def model_of(name: str) -> Any:
+    """A model by name, or one with random weights where a folder has none."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    loaded = load(MODEL)
+    from docward.models import Loaded, best_device, default_dtype, load
+
+    if not (Path(name) / "config.json").is_file() or any(Path(name).glob("*.safetensors")):
+        return load(name)
+    with torch.device(best_device()):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name), dtype=default_dtype(best_device()))
+    return Loaded(name, model.eval(), AutoTokenizer.from_pretrained(name), name)
+
+
+def matmul_rate(dtype: Any, device: Any) -> float:
+    """FLOPs a second of a square matrix product, the best of some turns."""
+    import torch
+
+    size = 1024 if device.type == "cpu" else 8192
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(10):
+        start = time.perf_counter()
+        left @ right
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def peak(device: Any) -> int:
+    """Most memory so far, in MiB."""
+    import torch
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10 if device.type == "cpu" else torch.cuda.max_memory_allocated()
+    return round(most / 2**20)
+
+
+def worker(model: str, name: str, length: int, tasks: int, steps: int) -> None:
+    """Tune in this process and print seconds a step, tokens and peak memory."""
+    loaded = model_of(model)
+    device = loaded.model.device
     made = examples(loaded.tokenizer, length, tasks, steps + 1)
-    rate = matmul_rate(loaded.model.dtype)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    rate, before = matmul_rate(loaded.model.dtype, device), peak(device)
     times = (trl if name.startswith("trl") else docward)(name, loaded, made, tasks)
     found: dict[str, Any] = {"seconds": statistics.median(b - a for a, b in pairwise(times)), "dtype": str(loaded.model.dtype).removeprefix("torch.")}
-    found |= {"mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024), "mib_before": round(before / 1024), "rate": rate}
+    found |= {"mib": peak(device), "mib_before": before, "rate": rate}
     print(json.dumps(found | shape_of_work(loaded, made, tasks)))
 
 
@@ -165,9 +202,9 @@ def trl(name: str, loaded: Any, made: list[Any], tasks: int) -> list[float]:
     return times
 
 
-def measured(name: str, length: int, tasks: int, steps: int) -> dict[str, Any]:
+def measured(model: str, name: str, length: int, tasks: int, steps: int) -> dict[str, Any]:
     """What a worker finds, in a process of its own."""
-    command = [sys.executable, "-W", "ignore", __file__, "--worker", name, str(length), str(tasks), str(steps)]
+    command = [sys.executable, "-W", "ignore", __file__, "--model", model, "--worker", name, str(length), str(tasks), str(steps)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"})
     if done.returncode:
         raise SystemExit(f"{name} at {length} tokens, K = {tasks} failed: {done.stderr[-800:]}")
@@ -190,17 +227,18 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, nargs="+", default=[1, 2, 5, 8])
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
     parser.add_argument("--steps", type=int, default=2, help="timed steps of each")
+    parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
         name, length, tasks, steps = given.worker
-        worker(name, int(length), int(tasks), int(steps))
+        worker(given.model, name, int(length), int(tasks), int(steps))
         return
     wanted = (
         [(600, 1, ("shared", "rows")), (600, 5, CONTESTANTS)] if given.quick else [(p, k, tuple(given.contestants)) for p in given.lengths for k in given.tasks]
     )
     print("tokens   K  contestant  examples/s  unique/s      MiB  share of the matrix-product rate")
-    found = {(length, tasks, name): measured(name, length, tasks, given.steps) for length, tasks, names in wanted for name in names}
+    found = {(length, tasks, name): measured(given.model, name, length, tasks, given.steps) for length, tasks, names in wanted for name in names}
     point = {name: found[600, 5, name] for name in CONTESTANTS if (600, 5, name) in found}
     figures: dict[str, Any] = {}
     if "shared" in point:

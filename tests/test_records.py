@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from docward.errors import DocumentError, RunError, StorageError
 from docward.records import KeyedLog, read_lines, read_parquet, read_rows, typed, whole_folder, write_json, write_parquet, write_rows, write_text
@@ -98,10 +99,16 @@ def test_a_written_file_can_be_read_by_others(tmp_path):
     assert (tmp_path / "a.txt").read_bytes() == "é".encode()
 
 
-def test_a_folder_that_fails_keeps_the_old_one_and_leaves_nothing_behind(tmp_path):
+def safetensors_on_a_full_disk() -> None:
+    """What it raises and says then; it is no OSError."""
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize("fill", [full_disk, safetensors_on_a_full_disk])
+def test_a_folder_that_fails_keeps_the_old_one_and_leaves_nothing_behind(fill, tmp_path):
     def half(draft: Path) -> None:
         (draft / "weights").write_text("new")
-        full_disk()
+        fill()
 
     folder = tmp_path / "adapter"
     whole_folder(folder, lambda draft: (draft / "weights").write_text("old"))

@@ -285,6 +285,10 @@ def _tokenizer(place: str) -> Any:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(place)
+    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+        raise ModelError(
+            f"The tokenizer of {place} has neither a pad nor an end token, so rows of unlike length cannot be filled. Set eos_token in tokenizer_config.json."
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if not tokenizer.chat_template:
@@ -372,19 +376,6 @@ def default_dtype(device: str) -> torch.dtype:
     import torch
 
     return torch.bfloat16 if device != "cpu" or (processes.spread() and torch.accelerator.is_available()) or bf16_speedup() > 1.2 else torch.float32
-
-
-def matmul_rate(dtype: torch.dtype, *, size: int = 1024) -> float:
-    """FLOPs a second of a square matrix product on this CPU, the best of some turns."""
-    import torch
-
-    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    best = float("inf")
-    for _ in range(PROBES):
-        start = time.perf_counter()
-        left @ right
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
 
 
 def bf16_speedup() -> float:

@@ -6,6 +6,7 @@ In: records of `docward.types` and paths. Out: files, or records read back. One 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -78,6 +79,10 @@ def whole_folder(folder: Path, save: Callable[[Path], object]) -> None:
         shutil.rmtree(before, ignore_errors=True)
     except OSError as error:
         raise _storage_error(folder, error) from error
+    except Exception as error:
+        if "No space left" in str(error):  # safetensors says a full disk with an error of its own kind
+            raise _storage_error(folder, OSError(errno.ENOSPC, "No space left on device")) from error
+        raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

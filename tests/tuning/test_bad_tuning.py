@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -332,12 +333,14 @@ def test_a_tokenizer_without_a_pad_token_gives_the_same_loss(tiny_copy, tmp_path
     assert log(tmp_path / "run")[0]["loss"] == pytest.approx(log(whole[0])[0]["loss"], rel=1e-5)
 
 
-def test_a_tokenizer_without_an_end_token_is_refused(tiny_copy, tmp_path):
+def test_a_tokenizer_without_an_end_token_is_refused(tiny_copy, tiny, tmp_path):
     tokenizer = byte_tokenizer(template="{% for message in messages %}{{ message['content'] + ' ' }}{% endfor %}")
     tokenizer.pad_token = tokenizer.eos_token = None
-    with_tokenizer(tiny_copy, tokenizer)
     with pytest.raises(ModelError, match="has no end token"):
-        tuned(tiny_copy, tmp_path / "run")
+        tune(replace(tiny, tokenizer=tokenizer), EXAMPLES, section(), run=tmp_path / "run", seed=0)
+    with_tokenizer(tiny_copy, tokenizer)
+    with pytest.raises(ModelError, match="has neither a pad nor an end token"):
+        load(str(tiny_copy))
 
 
 # Settings

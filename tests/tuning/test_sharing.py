@@ -223,8 +223,8 @@ def test_in_bfloat16_the_default_model_is_as_near_to_float32_shared_as_in_rows(r
     gradients = {}
     for loaded in (real, load("smollm2-135m", dtype="bfloat16")):
         groups, _ = training_groups(loaded, shared_examples(1), TuningSection())
-        model = prepare(loaded, TuningSection())
         torch.manual_seed(0)
+        model = prepare(loaded, TuningSection())
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.02)

@@ -177,6 +177,13 @@ def wide_folder(tmp_path_factory) -> Path:
     return folder
 
 
+def test_documents_are_shared_where_four_bits_compute_in_bfloat16(wide_folder, tmp_path):
+    """A model of few bits says it is in float32, whose rounding it is far from."""
+    pytest.importorskip("bitsandbytes")
+    loaded = load(str(wide_folder), dtype="bfloat16", bits=4)
+    assert tune(loaded, EXAMPLES, TuningSection(**SECTION, load_in_4bit=True), run=tmp_path, seed=0).not_shared == ""
+
+
 @pytest.mark.parametrize(("bits", "compute"), [(4, "shared"), (8, "shared"), (4, "rows")])
 def test_an_adapter_tuned_on_fewer_bits_loads_on_the_whole_model(wide_folder, tmp_path, bits, compute):
     pytest.importorskip("bitsandbytes")

@@ -89,7 +89,8 @@ class FlashShared(torch.autograd.Function):
 def _by_kernel(given: Given, parts: Parts) -> Found:
     found = torch.zeros_like(given.query), torch.zeros_like(given.key), torch.zeros_like(given.value)
     for rows, seen, causal in parts:
-        mine = (given.gradient[:, :, rows], given.query[:, :, rows], given.key[:, :, seen], given.value[:, :, seen], given.out[:, :, rows], given.lse[:, :, rows])
+        mine = [states[:, :, rows] for states in (given.gradient, given.query)] + [states[:, :, seen] for states in (given.key, given.value)]
+        mine += [given.out[:, :, rows], given.lse[:, :, rows]]
         some = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(*mine, 0.0, causal, attn_mask=None, scale=given.scale)
         for whole, part, place in zip(found, some, (rows, seen, seen), strict=True):
             whole[:, :, place] += part
