@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -73,31 +74,25 @@ def _outgrown(layout: Layout, window: int | None) -> bool:
 
 
 def _plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, sliding_window: int | None, how: dict[str, Any]) -> torch.Tensor:
-    """One call a prefix and one a branch, with a mask; on any device, with any window."""
+    """One call with one mask; on any device, with any window."""
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
-    out = []
-    for start, prefix, branches in layout.documents:
-        stop = start + prefix
-        head = slice(start, stop)
-        mask = _mask(prefix, prefix, sliding_window, query.device) if sliding_window and sliding_window < prefix else None
-        causal = {"attn_mask": mask} if mask is not None else {"is_causal": True}
-        out.append(scaled_dot_product_attention(query[:, :, head], key[:, :, head], value[:, :, head], **causal, **how))
-        for branch, own in branches:
-            # what a window has left behind is not even read
-            seen = slice(stop - min(prefix, sliding_window - 1) if sliding_window else start, stop)
-            mine = slice(branch, branch + own)
-            keys, values = (torch.cat([states[:, :, seen], states[:, :, mine]], 2) for states in (key, value))
-            mask = _mask(own, keys.shape[2], sliding_window, query.device)
-            out.append(scaled_dot_product_attention(query[:, :, mine], keys, values, attn_mask=mask, **how))
-    return torch.cat(out, 2).transpose(1, 2)
+    mask = _mask(layout, sliding_window, query.device)
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, **how).transpose(1, 2)
 
 
-def _mask(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """True where one of the last `queries` of `keys` tokens sees a key."""
-    mask = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
-    return mask.triu(keys - queries - window + 1) if window else mask
+@lru_cache(maxsize=2)  # the layers of a pass, with and without a window, have the same
+def _mask(layout: Layout, window: int | None, device: torch.device) -> torch.Tensor:
+    """(tokens, tokens): True where a token (row) sees another (column)."""
+    places = []  # of each token: its document, its branch (0: the prefix), its position in the row
+    for document, (_, prefix, branches) in enumerate(layout.documents):
+        places += [(document, 0, position) for position in range(prefix)]
+        places += [(document, branch, prefix + step) for branch, (_, own) in enumerate(branches, 1) for step in range(own)]
+    document, branch, position = torch.tensor(places, device=device).T.unsqueeze(-1)
+    before = position - position.T
+    seen = (document == document.T) & ((branch.T == 0) | (branch == branch.T)) & (before >= 0)
+    return seen & (before < window) if window else seen
 
 
 def shared_layout(model: Any) -> AbstractContextManager[None]:
