@@ -179,7 +179,7 @@ def test_activations_are_the_bytes_that_autograd_keeps(trained, value_bytes, aut
 
 
 def test_the_forms_for_the_cpu_keep_no_more_than_the_plain_ones():
-    assert kept_and_told("adapter", 4, False, True, around=fused)[0] < 0.7 * kept_and_told("adapter", 4, False, True)[1]
+    assert kept_and_told("adapter", 4, False, True, around=fused)[0] < 0.8 * kept_and_told("adapter", 4, False, True)[1]
 
 
 def kept_and_told(trained, value_bytes, autocast, shared, around=nullcontext):

@@ -136,7 +136,7 @@ class Work:
     tokens: int
     answers: int  # positions that go through the vocabulary head
     pairs: int = 0  # of positions of which one attends to the other
-    branch_keys: int = 0  # keys that the branches of shared passes read, together: K * (P + s) for a document
+    shared: bool = False  # whether documents are shared between tasks
 
 
 def work_of(*, document: int, own: int, tasks: int, answer: int, compute: Compute) -> Work:
@@ -145,7 +145,7 @@ def work_of(*, document: int, own: int, tasks: int, answer: int, compute: Comput
     if compute == "rows":
         return Work(tasks * row, tasks * answer, tasks * row * (row + 1) // 2)
     branch = own * document + own * (own + 1) // 2
-    return Work(document + tasks * own, tasks * answer, document * (document + 1) // 2 + tasks * branch, tasks * row)
+    return Work(document + tasks * own, tasks * answer, document * (document + 1) // 2 + tasks * branch, shared=True)
 
 
 def attention_flops(shape: Shape, pairs: int) -> int:
@@ -160,12 +160,11 @@ def _entry_weights(shape: Shape, r: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A tensor that autograd keeps until the backward pass: values a token (or a branch key) in one layer, and bytes each."""
+    """A tensor that autograd keeps until the backward pass: values a token in one layer, and bytes each."""
 
     name: str
     values: int
     each: float
-    per: Literal["token", "branch key"] = "token"
 
 
 def kept(shape: Shape, *, trained: Trained = "adapter", r: int = 8, value_bytes: int = 2, autocast: bool = True, shared: bool = True) -> list[Kept]:
@@ -178,7 +177,7 @@ def kept(shape: Shape, *, trained: Trained = "adapter", r: int = 8, value_bytes:
         value_bytes: 4 for a model in float32, 2 for one in bfloat16.
         autocast: whether a float32 adapter on a bfloat16 model computes in bfloat16. PEFT turns what each adapted layer reads to float32, and autocast turns it
             back, so below float32 each keeps a copy of its own.
-        shared: whether it is a shared pass: key and value heads are repeated for all query heads, and each branch reads copies of them.
+        shared: whether it is a shared pass, in which key and value heads are repeated for all query heads.
     """
     lora, query, own_key = trained == "adapter", shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     copies = lora and value_bytes < FLOAT32
@@ -190,7 +189,6 @@ def kept(shape: Shape, *, trained: Trained = "adapter", r: int = 8, value_bytes:
         Kept("what query, key, value and gate, up read", (5 if copies else 2) * shape.hidden, read),
         Kept("queries", query, value_bytes),
         Kept("keys and values", 2 * (query if shared else own_key), value_bytes),
-        Kept("keys and values that branches read", 2 * query if shared else 0, value_bytes, "branch key"),
         Kept("attention's output", query, value_bytes),
         Kept("log-sum-exp of attention's scores", shape.heads, FLOAT32),
         Kept("what the layer after attention reads, where that is a copy", query if copies or shared else 0, read),
@@ -206,9 +204,8 @@ def activations(shape: Shape, work: Work, *, checkpointing: bool = False, value_
 
     With checkpointing each layer keeps its input only, and one layer at a time all the rest.
     """
-    times = {"token": work.tokens, "branch key": work.branch_keys}
-    rows = kept(shape, value_bytes=value_bytes, shared=work.branch_keys > 0, **options)
-    layer = sum(times[row.per] * row.values * row.each for row in rows)
+    rows = kept(shape, value_bytes=value_bytes, shared=work.shared, **options)
+    layer = work.tokens * sum(row.values * row.each for row in rows)
     return round(shape.layers * work.tokens * shape.hidden * value_bytes + layer if checkpointing else shape.layers * layer)
 
 

@@ -78,13 +78,13 @@ def _plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: 
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
-    mask = _mask(layout, sliding_window, query.device)
+    mask = _mask(layout, sliding_window, query.device, query.dtype)
     return scaled_dot_product_attention(query, key, value, attn_mask=mask, **how).transpose(1, 2)
 
 
 @lru_cache(maxsize=2)  # the layers of a pass, with and without a window, have the same
-def _mask(layout: Layout, window: int | None, device: torch.device) -> torch.Tensor:
-    """(tokens, tokens): True where a token (row) sees another (column)."""
+def _mask(layout: Layout, window: int | None, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """(tokens, tokens): 0 where a token (row) sees another (column), else -inf. Not of truth values: each layer would keep a copy in numbers."""
     places = []  # of each token: its document, its branch (0: the prefix), its position in the row
     for document, (_, prefix, branches) in enumerate(layout.documents):
         places += [(document, 0, position) for position in range(prefix)]
@@ -92,7 +92,9 @@ def _mask(layout: Layout, window: int | None, device: torch.device) -> torch.Ten
     document, branch, position = torch.tensor(places, device=device).T.unsqueeze(-1)
     before = position - position.T
     seen = (document == document.T) & ((branch.T == 0) | (branch == branch.T)) & (before >= 0)
-    return seen & (before < window) if window else seen
+    if window:
+        seen &= before < window
+    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, -torch.inf)
 
 
 def shared_layout(model: Any) -> AbstractContextManager[None]:
