@@ -230,7 +230,7 @@ def is_adapter(name: str | Path) -> bool:
 
 
 def load(name: str, *, adapter: str | Path | None = None, device: str | None = None, dtype: str | None = None, bits: int | None = None) -> Loaded:
-    """Load a model by name, in evaluation mode, with an adapter on top if one is given or `name` is one.
+    """Load a model by name, in evaluation mode, with an adapter merged into it if one is given or `name` is one.
 
     Args:
         name: alias, Hub id, folder of a model or adapter, or GGUF file.
@@ -340,10 +340,11 @@ def _with_adapter(model: Any, adapter: Path, fingerprint: str) -> tuple[Any, str
     if not is_adapter(adapter) or not weights.is_file():
         raise ModelError(f"{adapter} is not a LoRA adapter: it needs adapter_config.json and adapter_model.safetensors.")
     try:
-        tuned = PeftModel.from_pretrained(model, str(adapter))
+        tuned: Any = PeftModel.from_pretrained(model, str(adapter))
     except (RuntimeError, ValueError) as error:
         raise ModelError(f"The adapter {adapter} does not fit this model: {str(error).splitlines()[0]}") from error
-    return tuned, text_hash(fingerprint, file_hash(weights))
+    merged = tuned if getattr(model, "is_quantized", False) else tuned.merge_and_unload()  # weights of few bits would lose what the adapter adds
+    return merged, text_hash(fingerprint, file_hash(weights))
 
 
 def _fingerprint(model: Any) -> str:
@@ -396,3 +397,25 @@ def bf16_speedup() -> float:
     single, half = operands(torch.float32), operands(torch.bfloat16)
     turns = [(seconds(*single), seconds(*half)) for _ in range(PROBES)]
     return min(one for one, _ in turns) / min(other for _, other in turns)
+
+
+@contextmanager
+def attention(model: Any, name: str) -> Iterator[None]:
+    """Another attention, by the name that transformers knows it by, while the block lasts."""
+    inner = unwrapped(model)
+    before = attention_of(model)
+    inner.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        inner.set_attn_implementation(before)
+
+
+def attention_of(model: Any) -> str:
+    """The name of the attention that a model has now."""
+    return str(unwrapped(model).config._attn_implementation)
+
+
+def unwrapped(model: Any) -> Any:
+    """The model below an adapter, or itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from docward.evaluation.generating import Generated, Prompt, common_prefix, generate
+from docward.evaluation import branching
+from docward.evaluation.generating import Generated, Prompt, can_share, common_prefix, generate
 from docward.models import Loaded
 from docward.tasks import TASKS, document_for
 from docward.types import Position
@@ -68,3 +69,48 @@ def test_a_common_prefix_leaves_each_row_a_token_of_its_own():
     assert common_prefix([[1, 2, 3, 4], [1, 2, 5]]) == 2
     assert common_prefix([[1, 2], [1, 2, 3]]) == 1
     assert common_prefix([[1, 2, 3]]) == 2
+
+
+def test_answers_that_end_early_change_no_other(tiny):
+    """Some tokens end an answer now, so that branches and whole documents drop out on the way. With small weights the tiny model repeats itself."""
+    with torch.no_grad():
+        for weight in tiny.model.parameters():
+            weight.mul_(6)
+    tiny.model.generation_config.eos_token_id = list(range(0, len(tiny.tokenizer), 7))
+    found = by_key(tiny, prompts())
+    assert found == by_key(tiny, prompts(), share=False)
+    assert len({len(one.text) for one in found.values()}) > 3
+
+
+def test_documents_with_different_numbers_of_prompts_go_together(tiny):
+    asked = [one for place, one in enumerate(prompts()) if place % 7]
+    assert by_key(tiny, asked) == by_key(tiny, asked, share=False)
+
+
+def test_a_document_is_held_once_for_all_its_prompts(tiny, monkeypatch):
+    held = []
+    whole = branching.Branches.attend
+
+    def attend(self, *given):
+        held.append(self.prefixes[0][0].shape[0])
+        return whole(self, *given)
+
+    monkeypatch.setattr(branching.Branches, "attend", attend)
+    asked = prompts()[:10]
+    by_key(tiny, asked)
+    assert set(held) == {len({one.document for one in asked})}
+    assert held[0] < len(asked)
+
+
+@pytest.mark.parametrize("kind", ["windows", "recurrent", "soft cap"])
+def test_what_cannot_share_is_known_by_its_configuration(kind):
+    from transformers import Gemma2Config, Gemma2ForCausalLM, MambaConfig, MambaForCausalLM
+
+    shape = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2}
+    wide = shape | {"intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    model = {
+        "windows": lambda: gemma3().model,
+        "recurrent": lambda: MambaForCausalLM(MambaConfig(**shape, state_size=4)),
+        "soft cap": lambda: Gemma2ForCausalLM(Gemma2Config(**wide, layer_types=["full_attention"] * 2)),
+    }[kind]()
+    assert not can_share(model)

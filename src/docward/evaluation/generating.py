@@ -1,16 +1,17 @@
 """Prompts become replies: greedy, in batches, and the tasks of one document share its prefill.
 
-In: `Prompt` records. Out: `Generated` records, batch by batch. The shared pass computes a document's keys and values once and lets
-each of its prompts go on from there; `share=False` is the plain way, padded rows, which gives the same replies.
+In: `Prompt` records. Out: `Generated` records, batch by batch. A document's keys and values are computed and held once, and its prompts go on from
+there together (`branching`); `share=False` is the plain way, padded rows, which gives the same replies.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from docward.models import unwrapped
 from docward.records import text_hash
 from docward.rendering import Rendered, render
 from docward.types import Position
@@ -76,8 +77,8 @@ def generate(
     rendered.sort(key=lambda group: -max(len(row.ids) for _, row in group))  # longest first: an estimate of the time left errs on the safe side
     for batch in _batches(rendered, max_new_tokens, max_batch_tokens):
         rows = [pair for group in batch for pair in group]
-        how = _sampling(temperature, text_hash(str(seed), *(prompt.key for prompt, _ in rows)))
-        texts = _answer(loaded, [[row.ids for _, row in group] for group in batch], max_new_tokens, how, share=share and can_share(loaded.model.config))
+        sampler = _sampler(temperature, text_hash(str(seed), *(prompt.key for prompt, _ in rows)))
+        texts = _answer(loaded, [[row.ids for _, row in group] for group in batch], max_new_tokens, sampler, share=share and can_share(loaded.model))
         yield [Generated(prompt.key, text, row.dropped, finished) for (prompt, row), (text, finished) in zip(rows, texts, strict=True)]
 
 
@@ -100,16 +101,17 @@ def _batches(groups: list[list[tuple[Prompt, Rendered]]], new: int, most: int) -
         yield batch
 
 
-def can_share(config: Any) -> bool:
-    """Whether all layers attend to everything before them.
+def can_share(model: Any) -> bool:
+    """Whether all layers attend to everything before them, in a way that can be exchanged.
 
     Recurrent layers have no keys to share, and padding between document and instruction would use up a sliding window.
     """
-    text = config.get_text_config()
+    text = model.config.get_text_config()
     kinds = getattr(text, "layer_types", None)
-    if kinds is not None:
-        return set(kinds) == {"full_attention"}
-    return getattr(text, "sliding_window", None) is None and not getattr(text, "is_encoder_decoder", False)
+    windows = set(kinds) != {"full_attention"} if kinds is not None else getattr(text, "sliding_window", None) is not None
+    if windows or text.is_encoder_decoder or getattr(text, "attn_logit_softcapping", None) is not None:
+        return False
+    return bool(getattr(unwrapped(model), "_supports_attention_backend", False))
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
@@ -118,61 +120,60 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     return next((place for place in range(shortest) if len({row[place] for row in rows}) > 1), shortest)
 
 
-def _answer(loaded: Loaded, groups: list[list[list[int]]], new: int, how: Mapping[str, Any], *, share: bool) -> list[tuple[str, bool]]:
+def _answer(loaded: Loaded, groups: list[list[list[int]]], new: int, sampler: Sampler, *, share: bool) -> list[tuple[str, bool]]:
     import torch
 
-    from docward.evaluation.caching import spread
+    from docward.evaluation.branching import decode, ends_of
+
+    prefixes = [common_prefix(group) for group in groups]
+    with torch.inference_mode():
+        if share and min(prefixes):
+            tails = [[row[size:] for row in group] for group, size in zip(groups, prefixes, strict=True)]
+            answers = decode(loaded, [group[0][:size] for group, size in zip(groups, prefixes, strict=True)], tails, new, choose=sampler.choose)
+        else:
+            answers = _plain(loaded, [row for group in groups for row in group], new, sampler)
+    return [_text(loaded, tokens, ends_of(loaded)) for tokens in answers]
+
+
+def _plain(loaded: Loaded, rows: list[list[int]], new: int, sampler: Sampler) -> list[list[int]]:
+    """One padded row a prompt through transformers' own `generate`."""
+    from docward.evaluation.branching import left_padded
 
     model: Any = loaded.model
-    rows = [row for group in groups for row in group]
-    shared = [common_prefix(group) for group in groups] if share else [0] * len(groups)
-    with torch.inference_mode():
-        if share:
-            heads, head_mask = _left_padded([group[0][:size] for group, size in zip(groups, shared, strict=True)], loaded)
-            cache = model(input_ids=heads, attention_mask=head_mask, position_ids=_positions(head_mask), use_cache=True, logits_to_keep=1).past_key_values
-            owner = torch.tensor([index for index, group in enumerate(groups) for _ in group], device=heads.device)
-            spread(cache, owner, room=new + max(len(row) for row in rows) - min(shared))
-            tails, tail_mask = _left_padded([row[size:] for group, size in zip(groups, shared, strict=True) for row in group], loaded)
-            given = {"input_ids": torch.cat([heads[owner], tails], 1), "attention_mask": torch.cat([head_mask[owner], tail_mask], 1), "past_key_values": cache}
-        else:
-            ids, mask = _left_padded(rows, loaded)
-            given = {"input_ids": ids, "attention_mask": mask}
-        out = model.generate(**given, max_new_tokens=new, **how, pad_token_id=loaded.tokenizer.pad_token_id)
-    fresh = out[:, given["input_ids"].shape[1] :].tolist()
-    return [_text(loaded, tokens, _ends(loaded)) for tokens in fresh]
+    ids, mask = left_padded(rows, loaded)
+    out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=new, pad_token_id=loaded.tokenizer.pad_token_id, **sampler.options)
+    fresh: list[list[int]] = out[:, ids.shape[1] :].tolist()
+    return fresh
 
 
 # Whatever sampling a model's own generation_config asks for, evaluation is greedy.
 GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None, "repetition_penalty": None}
 
 
-def _sampling(temperature: float, seed: str) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """How the next token is chosen: the likeliest, or drawn at a temperature."""
+
+    temperature: float = 0.0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The same for `generate`."""
+        return GREEDY | {"do_sample": True, "temperature": self.temperature, "top_p": 1.0, "top_k": 0} if self.temperature else GREEDY
+
+    def choose(self, logits: torch.Tensor) -> torch.Tensor:
+        """(rows, vocabulary) to (rows,)."""
+        if not self.temperature:
+            return logits.argmax(-1)
+        return (logits.float() / self.temperature).softmax(-1).multinomial(1)[:, 0]
+
+
+def _sampler(temperature: float, seed: str) -> Sampler:
     import torch
 
-    if not temperature:
-        return GREEDY
-    torch.manual_seed(int(seed[:8], 16))
-    return GREEDY | {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
-
-
-def _left_padded(rows: list[list[int]], loaded: Loaded) -> tuple[torch.Tensor, torch.Tensor]:
-    import torch
-
-    width = max(len(row) for row in rows)
-    pad = loaded.tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return ids.to(loaded.model.device), mask.to(loaded.model.device)
-
-
-def _positions(mask: torch.Tensor) -> torch.Tensor:
-    return (mask.cumsum(-1) - 1).clamp(min=0)
-
-
-def _ends(loaded: Loaded) -> set[int]:
-    ends = loaded.model.generation_config.eos_token_id
-    listed = ends if isinstance(ends, list) else [ends]
-    return {int(token) for token in [*listed, loaded.tokenizer.eos_token_id] if token is not None}
+    if temperature:
+        torch.manual_seed(int(seed[:8], 16))
+    return Sampler(temperature)
 
 
 def _text(loaded: Loaded, tokens: list[int], ends: set[int]) -> tuple[str, bool]:

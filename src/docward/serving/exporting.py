@@ -48,7 +48,7 @@ Put the document first and the instruction after it, separated by an empty line,
 
 
 def export(run: Path, to: Path) -> Path:
-    """Merge the run's adapter into its base and write a model folder.
+    """Write what the run learned as a model folder, its adapter merged into its base.
 
     Raises:
         RunError: the run has no adapter yet, or `to` exists and is not an empty folder.
@@ -60,11 +60,10 @@ def export(run: Path, to: Path) -> Path:
         raise RunError(f"{to} exists and is not an empty folder. Choose another --to, or delete it.")
     loaded = load(str(tuned))
     model: Any = loaded.model
-    merged = model.merge_and_unload() if is_adapter(tuned) else model
     card = _card(run, loaded.name if is_adapter(tuned) else base_of(run))
 
     def save(draft: Path) -> None:
-        merged.save_pretrained(draft)
+        model.save_pretrained(draft)
         loaded.tokenizer.save_pretrained(draft)
         (draft / "README.md").write_text(card, encoding="utf-8")
 

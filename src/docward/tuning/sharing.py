@@ -7,8 +7,8 @@ document and says why a model cannot do it, if it cannot.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from docward.models import attention, unwrapped
 from docward.rendering import Rendered
 from docward.tuning import attention as flash
 from docward.tuning.packing import Group, Layout, group_of, pass_of
@@ -105,27 +106,6 @@ def shared_layout(model: Any) -> AbstractContextManager[None]:
     return attention(model, NAME)
 
 
-@contextmanager
-def attention(model: Any, name: str) -> Iterator[None]:
-    """Another attention, by the name that transformers knows it by, while the block lasts."""
-    inner = _unwrapped(model)
-    before = attention_of(model)
-    inner.set_attn_implementation(name)
-    try:
-        yield
-    finally:
-        inner.set_attn_implementation(before)
-
-
-def attention_of(model: Any) -> str:
-    """The name of the attention that a model has now."""
-    return str(_unwrapped(model).config._attn_implementation)
-
-
-def _unwrapped(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def why_not_shared(model: Any, groups: Sequence[Group], loss: Callable[[Any, dict[str, Any]], torch.Tensor], *, pad: int) -> str:
     """Why a model cannot take shared passes; empty if it can.
 
@@ -153,7 +133,7 @@ def why_not_shared(model: Any, groups: Sequence[Group], loss: Callable[[Any, dic
         return (str(error).strip().splitlines() or [type(error).__name__])[0]
     finally:
         model.train(was_training)
-    return _difference(wanted, found, gradients, same, TOLERANCE[_precision(_unwrapped(model))])
+    return _difference(wanted, found, gradients, same, TOLERANCE[_precision(unwrapped(model))])
 
 
 def _precision(model: Any) -> torch.dtype:
@@ -176,7 +156,7 @@ def _why_not_by_kind(model: Any) -> str:
     config = getattr(model, "active_peft_config", None)
     if getattr(config, "is_prompt_learning", False):
         return f"{config.peft_type} adapters put tokens of their own before the prompt" if config else ""
-    inner = _unwrapped(model)
+    inner = unwrapped(model)
     text = inner.config.get_text_config()
     if text.is_encoder_decoder:
         return "it is an encoder and decoder"
@@ -188,7 +168,7 @@ def _why_not_by_kind(model: Any) -> str:
 
 
 def _loss_and_gradients(model: Any, batch: dict[str, Any], loss: Callable[[Any, dict[str, Any]], torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    device = _unwrapped(model).device
+    device = unwrapped(model).device
     total = loss(model, {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}).sum()
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     found = torch.autograd.grad(total, trained, allow_unused=True) if trained else []

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from docward import processes
 from docward.errors import DocwardError, ModelError, RecipeError, StorageError, TuningError
-from docward.models import Loaded
+from docward.models import Loaded, attention, attention_of
 from docward.recipe import TuningSection
 from docward.records import text_hash, whole_folder
 from docward.rendering import END_OF_TURN, Rendered, render
@@ -106,7 +106,7 @@ def tune(
     from docward.tuning.checkpoints import clear
     from docward.tuning.frozen import frozen_below
     from docward.tuning.fused import fused
-    from docward.tuning.sharing import attention, attention_of, shared_layout
+    from docward.tuning.sharing import shared_layout
 
     data, rendered = training_groups(loaded, examples, section, groups=groups, task_weights=task_weights)
     if processes.on_main(lambda: loaded.fingerprint) != loaded.fingerprint:
