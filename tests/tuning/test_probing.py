@@ -239,3 +239,20 @@ def test_the_loop_finds_out_that_there_is_nothing_to_probe_on_before_it_evaluate
     monkeypatch.setattr("docward.loop.evaluate", lambda *_, **__: pytest.fail("a model was evaluated"))
     with pytest.raises(RecipeError, match=r"eval_steps is set, and the validation split has no malicious and no sensitive documents"):
         run_loop(recipe(tiny_folder, documents_file, eval_steps=2), tmp_path / "run")
+
+
+def test_the_rate_in_the_log_is_that_of_tuning_and_not_of_probing(tiny, tmp_path, monkeypatch):
+    now, verdicts = [0.0], Probe._verdicts
+
+    def slow(self, rank, processes):
+        now[0] += 1000.0
+        return verdicts(self, rank, processes)
+
+    def second(what: str, done: int, total: int) -> None:
+        now[0] += what == "tuning: examples"
+
+    monkeypatch.setattr(Probe, "_verdicts", slow)
+    plan = ProbePlan(probe_documents(DOCUMENTS, 3), SETTINGS, 2, None)
+    tune(tiny, EXAMPLES, TuningSection(**SECTION), run=tmp_path, seed=0, probe=plan, progress=second, clock=lambda: now[0])
+    rates = [json.loads(line)["examples_per_second"] for line in (tmp_path / "training.jsonl").read_text().splitlines()]
+    assert min(rate for rate in rates if rate is not None) > 0.5

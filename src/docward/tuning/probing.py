@@ -126,6 +126,7 @@ class Probe(TrainerCallback):
         if state.is_world_process_zero:
             write_rows(self.path, self.rows)
         self.trainer.accelerator.wait_for_everyone()
+        self.trainer.aside += self.clock() - start
         if self._exhausted():
             control.should_training_stop = control.should_log = True
             control.should_save = True  # a run that is killed now must not tune on

@@ -206,6 +206,7 @@ class DefenseTrainer(Trainer):
             self.window = Window(held["steps"], held["sums"])
 
     resumed_from: Any = None  # the checkpoint's folder, where the run goes on from one
+    aside = 0.0  # seconds since the last row of the log that went into something else than tuning
     begun = False  # whether a step was begun: what fails from then on is no fault of that checkpoint
 
 
@@ -247,11 +248,11 @@ class Log(TrainerCallback):
         if not logs or "loss" not in logs or not window.steps:
             return
         seconds = round(self.before + self.clock() - self.start, 2)
-        since = seconds - (self.rows[-1]["seconds"] if self.rows else 0.0)
+        since = seconds - (self.rows[-1]["seconds"] if self.rows else 0.0) - self.trainer.aside
         row = {"step": state.global_step, "epoch": round(self.trainer.steps.plan[state.global_step - 1].epoch, 4)} | window.means()
         row |= {"learning_rate": logs.get("learning_rate"), "examples": self.done[state.global_step]}
         self.rows.append(row | {"examples_per_second": round(window.sums["examples"] / since, 3) if since > 0 else None, "seconds": seconds})
-        self.trainer.window = Window()
+        self.trainer.window, self.trainer.aside = Window(), 0.0
         if state.is_world_process_zero:
             from docward.records import write_rows
 
