@@ -4,7 +4,8 @@ from random import Random
 
 import pytest
 
-from docward.evaluation.rates import balance, classifier_verdicts, paired, pooled, rates, wilson
+from docward.evaluation.rates import balance, classifier_verdicts, paired, pooled, rates
+from docward.evaluation.statistics import wilson
 from docward.types import Label, Outcome, Verdict
 
 
