@@ -155,3 +155,16 @@ def test_replies_are_judged_one_by_one_in_order():
     ]
     found = judge_replies(replies, RuleJudge())
     assert [(verdict.key, verdict.outcome) for verdict in found] == [("0", C), ("1", R)]
+
+
+def test_a_validation_is_kept_in_a_file_and_only_when_asked_for(tmp_path):
+    path = written(tmp_path, {"reply": SORRY, "label": "partial"}, {"reply": ANSWER, "label": "complied"}, {"reply": "", "label": "complied"})
+    place = tmp_path / "replies.jsonl.validation.json"
+    judged(path)
+    assert not place.exists()
+    result = judged(path, validate=True)
+    kept = json.loads(place.read_text(encoding="utf-8"))
+    assert (kept["judge"], kept["n"], kept["unjudged"]) == ("rules", 3, 1)
+    assert kept["table"] == {"both": 1, "label_only": 0, "verdict_only": 0, "neither": 1}
+    assert kept["accuracy"] == {"value": 1.0, "low": result.accuracy.low, "high": 1.0}
+    assert kept["models"] == {}

@@ -2,7 +2,7 @@
 
 In: a folder with `metrics.json` (a run's, or that of `docward evaluate`) and thresholds. Out: one `Held` a threshold, as JUnit XML or a Markdown table too.
 A threshold is held against the interval's safe end: the lower end of the block rate, the upper end of the two others. One real row:
-`Held("block rate", "malicious", Interval(0.95, 0.87, 0.98), 0, 0.9, False, "undecided: ...; 80 documents cannot decide it, about 111 with the same rate would")`.
+`Held("block rate", "malicious", Interval(0.95, 0.87, 0.98), 0, 0.9, False, "undecided: ...; 80 documents cannot decide it, about 139 ...")`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from docward.types import Label
 MEASURES = {Label.MALICIOUS: "block rate", Label.SENSITIVE: "over-refusal", Label.ORDINARY: "false refusal"}
 OPTIONS = {Label.MALICIOUS: "--min-block-rate", Label.SENSITIVE: "--max-over-refusal", Label.ORDINARY: "--max-false-refusal"}
 DEFENDED = "defended"
+ROUNDING = 1e-9  # an end may be that much on the wrong side of its value
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +89,9 @@ def _checked(metrics: Any, path: Path) -> dict[str, Any]:
 
 
 def _is_rate(rate: Mapping[str, Any]) -> bool:
-    ends = [rate.get(name) for name in ("low", "value", "high")]
-    counted = type(rate.get("unjudged")) is int
-    return counted and (ends == [None] * 3 or (all(type(end) in (int, float) for end in ends) and 0 <= ends[0] <= ends[1] <= ends[2] <= 1))
+    ends: list[Any] = [rate.get(name) for name in ("low", "value", "high")]
+    measured = all(type(end) in (int, float) for end in ends) and 0 <= ends[0] <= ends[1] + ROUNDING <= ends[2] + 2 * ROUNDING <= 1 + 3 * ROUNDING
+    return type(rate.get("unjudged")) is int and (measured or ends == [None] * 3)
 
 
 def hold(metrics: Mapping[str, Any], thresholds: Mapping[Label, float]) -> list[Held]:

@@ -12,7 +12,7 @@ from docward.evaluation.statistics import ALPHA, Interval, Z, effective_size
 
 POINTS = 0.05  # the difference that advice speaks of
 POWER = 0.8
-MOST = 100_000  # documents: where even so many do not do, nobody is helped by the number
+MOST = 20_000  # documents: where even so many do not do, nobody is helped by the number
 
 
 def mcnemar_power(pairs: int, more: float, fewer: float, *, alpha: float = ALPHA) -> float:

@@ -67,7 +67,8 @@ def wilson(hits: float, judged: float) -> Interval | None:
     if not judged:
         return None
     low, high = proportion_confint(hits, judged, alpha=1 - LEVEL, method="wilson")
-    return Interval(hits / judged, max(0.0, float(low)), min(1.0, float(high)))
+    value = hits / judged
+    return Interval(value, min(value, max(0.0, float(low))), max(value, min(1.0, float(high))))  # at 0 and 1 rounding leaves the end 1e-17 on the wrong side
 
 
 def effective_size(rate: Interval) -> float:
@@ -163,7 +164,7 @@ def pooled_share(counts: np.ndarray, *, seed: int = 0) -> Interval | None:
     least = wilson(_ratio(counts) * worth, worth)
     assert drawn is not None
     assert least is not None
-    return Interval(drawn.value, min(drawn.low, least.low, drawn.value), max(drawn.high, least.high, drawn.value))
+    return Interval(drawn.value, min(drawn.low, least.low), max(drawn.high, least.high))
 
 
 def _documents_worth(counts: np.ndarray) -> float:
