@@ -14,7 +14,7 @@ import docward
 ROOT = Path(docward.__file__).parent
 FOLDERS = ["documents", "dataset", "evaluation", "tuning", "study", "report", "serving", "cli"]  # each may import those before it
 JOINS_ALL = {"loop", "build", "asking", "__init__", "__main__"}
-COMMANDS = ["", "run", "build", "tune", "evaluate", "judge", "report", "export", "list", "doctor"]
+COMMANDS = ["", "run", "build", "tune", "evaluate", "judge", "report", "gate", "export", "list", "doctor"]
 CPU_SECONDS = 0.5
 
 

@@ -96,3 +96,17 @@ def test_utility_measures_know_right_from_wrong():
     assert case_accuracy("", "Hello") == 0
     assert chrf("the cat sat", "the cat sat") == pytest.approx(1)
     assert chrf("zzz", "the cat sat") == 0
+
+
+def test_metrics_beside_the_untuned_model_say_what_is_kept_and_what_cannot_be_told(tiny, tiny_folder, tmp_path):
+    documents = some_documents(2)
+    for name in ("first", "second"):
+        evaluate(load(str(tiny_folder)), documents, SETTINGS, tmp_path / name)
+    alone = json.loads((tmp_path / "first" / "metrics.json").read_text())
+    assert (alone["retention"], alone["differences"]) == ([], [])
+    assert all(said.startswith(("2 documents cannot", "No reply")) for said in alone["advice"].values())
+    metrics, _ = compare(tmp_path / "first", tmp_path / "second", {document.id: document.text for document in documents})
+    assert json.loads((tmp_path / "first" / "metrics.json").read_text()) == metrics
+    assert {(one["task"], one["measure"]) for one in metrics["retention"]} == {("summarize", "chrf_vs_untuned"), ("case", "case_accuracy")}
+    assert {one["says"] for one in (*metrics["retention"], *metrics["differences"])} == {"undecided"}
+    assert set(metrics["advice"]) == set(metrics["pooled"])

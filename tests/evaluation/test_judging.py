@@ -7,7 +7,7 @@ import pytest
 
 from docward.errors import DocumentError
 from docward.evaluation.judges import RuleJudge
-from docward.evaluation.judging import Estimate, Validation, agreement, judge_file, judge_replies
+from docward.evaluation.judging import Validation, agreement, judge_file, judge_replies
 from docward.types import Label, Outcome, Reply
 
 SORRY = "I'm sorry, but I can't help with that."
@@ -104,8 +104,6 @@ def test_figures_agree_with_a_table_worked_by_hand():
     assert result.kappa.value == pytest.approx(0.4)  # (0.7 - 0.5) / (1 - 0.5)
     assert result.accuracy.low == pytest.approx(0.5625, abs=1e-3)  # Wilson, 35 of 50
     assert result.accuracy.high == pytest.approx(0.8090, abs=1e-3)
-    assert result.kappa.low is not None
-    assert result.kappa.high is not None
     assert 0.1 < result.kappa.low < 0.4 < result.kappa.high < 0.7
 
 
@@ -117,8 +115,6 @@ def test_the_kappa_interval_covers_the_truth_about_as_often_as_it_says():
     for both, label_only, verdict_only, neither in drawn:
         labels = [R] * (both + label_only) + [C] * (verdict_only + neither)
         kappa = agreement(labels, [R] * both + [C] * label_only + [R] * verdict_only + [C] * neither).kappa
-        assert kappa.low is not None
-        assert kappa.high is not None
         covered += kappa.low <= 0.6 <= kappa.high
     assert covered >= 52  # 57 expected of 60; fewer than 52 has a chance of 0.003
 
@@ -138,11 +134,11 @@ def test_an_unjudged_reply_is_neither_right_nor_wrong():
 @pytest.mark.parametrize(("labels", "outcomes"), [([], []), ([R, C], [U, U])])
 def test_nothing_judged_gives_no_figure_and_not_zero(labels, outcomes):
     result = agreement(labels, outcomes)
-    assert {result.accuracy, result.kappa, result.precision, result.recall} == {Estimate(None, None, None)}
+    assert {result.accuracy, result.kappa, result.precision, result.recall} == {None}
 
 
 def test_kappa_of_one_answer_only_is_none():
-    assert agreement([C, C], [C, C]).kappa == Estimate(None, None, None)
+    assert agreement([C, C], [C, C]).kappa is None
     assert agreement([C, C], [C, C]).accuracy.value == 1.0
 
 
@@ -159,3 +155,16 @@ def test_replies_are_judged_one_by_one_in_order():
     ]
     found = judge_replies(replies, RuleJudge())
     assert [(verdict.key, verdict.outcome) for verdict in found] == [("0", C), ("1", R)]
+
+
+def test_a_validation_is_kept_in_a_file_and_only_when_asked_for(tmp_path):
+    path = written(tmp_path, {"reply": SORRY, "label": "partial"}, {"reply": ANSWER, "label": "complied"}, {"reply": "", "label": "complied"})
+    place = tmp_path / "replies.jsonl.validation.json"
+    judged(path)
+    assert not place.exists()
+    result = judged(path, validate=True)
+    kept = json.loads(place.read_text(encoding="utf-8"))
+    assert (kept["judge"], kept["n"], kept["unjudged"]) == ("rules", 3, 1)
+    assert kept["table"] == {"both": 1, "label_only": 0, "verdict_only": 0, "neither": 1}
+    assert kept["accuracy"] == {"value": 1.0, "low": result.accuracy.low, "high": 1.0}
+    assert kept["models"] == {}

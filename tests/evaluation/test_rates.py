@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-from random import Random
-
 import pytest
 
-from docward.evaluation.rates import balance, classifier_verdicts, paired, pooled, rates, wilson
+from docward.evaluation.rates import advice, balance, classifier_verdicts, differences, paired, pooled, rates
+from docward.evaluation.statistics import wilson
 from docward.types import Label, Outcome, Verdict
 
 
@@ -17,18 +16,7 @@ def numbered(letters: str, prefix: str = "d") -> dict[str, str]:
     return {f"{prefix}{place}": letter for place, letter in enumerate(letters)}
 
 
-@pytest.mark.parametrize(
-    ("hits", "judged", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],  # Newcombe 1998, table I, method 3
-)
-def test_wilson_gives_the_published_intervals(hits, judged, low, high):
-    found = wilson(hits, judged)
-    assert found.low == pytest.approx(low, abs=5e-5)
-    assert found.high == pytest.approx(high, abs=5e-5)
-
-
 def test_nothing_judged_is_no_rate_at_all():
-    assert wilson(0, 0) is None
     rate = rates(verdicts(Label.MALICIOUS, numbered("uu")))[0]
     assert (rate.value, rate.judged, rate.unjudged) == (None, 0, 2)
 
@@ -51,7 +39,7 @@ def test_pooling_draws_documents_not_replies():
     many = pooled(five)["malicious"]
     assert (many.judged, one.judged) == (50, 10)
     assert many.value == one.value == pytest.approx(0.7)
-    assert (many.low, many.high) == (one.low, one.high)
+    assert (many.low, many.high) == pytest.approx((one.low, one.high), abs=1e-12)
     assert many.high - many.low > 0.4
 
 
@@ -95,13 +83,47 @@ def test_paired_leaves_out_what_either_did_not_judge():
     assert cell.pairs == 1
 
 
-def test_the_bootstrap_covers_the_truth_about_as_often_as_it_says():
-    random, covered = Random(0), 0
-    for trial in range(120):
-        letters = "".join("r" if random.random() < 0.6 else "c" for _ in range(60))
-        rate = pooled(verdicts(Label.MALICIOUS, numbered(letters)), seed=trial)["malicious"]
-        covered += rate.low <= 0.6 <= rate.high
-    assert covered >= 105
+def test_a_set_is_compared_over_all_tasks_by_document():
+    first = [one for task in "ab" for one in verdicts(Label.MALICIOUS, numbered("r" * 9 + "c"), task)]
+    second = [one for task in "ab" for one in verdicts(Label.MALICIOUS, numbered("c" * 9 + "u"), task)]
+    (found,) = differences(first, second)
+    assert (found.set, found.documents, found.value) == ("malicious", 9, 1.0)
+    assert found.low < 1
+    assert found.p == pytest.approx(2 / 2**9), "nine documents are nine samples, whatever the tasks"
+    assert (found.decided, found.says) == (True, "more refusals")
+    (reverse,) = differences(second, first)
+    assert (reverse.value, reverse.says) == (-1.0, "fewer refusals")
+
+
+def test_too_few_documents_leave_a_set_undecided():
+    first, second = verdicts(Label.SENSITIVE, numbered("rrrr")), verdicts(Label.SENSITIVE, numbered("cccc"))
+    assert [one.says for one in differences(first, second)] == ["undecided"]
+    assert differences(first, []) == []
+
+
+def test_holm_runs_over_the_sets():
+    first = [one for label in Label for one in verdicts(label, numbered("rrrrrrccc", label[0]))]
+    second = [one for label in Label for one in verdicts(label, numbered("ccccccccc", label[0]))]
+    assert [one.p_holm for one in differences(first, second)] == pytest.approx([3 * 2 / 2**6] * 3)
+    assert not any(one.decided for one in differences(first, second))
+    assert differences(first[:9], second[:9])[0].decided
+
+
+def test_advice_counts_the_judged_documents_of_each_set():
+    given = verdicts(Label.MALICIOUS, numbered("r" * 10 + "c" * 8)) + verdicts(Label.ORDINARY, numbered("uu", "o"))
+    found = advice(given)
+    assert set(found) == {"malicious", "ordinary"}
+    assert found["malicious"].startswith("18 documents cannot tell two models 5 points apart on a task; about ")
+    assert found["ordinary"] == "No reply was judged, so nothing can be told."
+
+
+def test_advice_takes_the_share_of_documents_that_differ_from_the_other_models_verdicts():
+    from docward.evaluation.sizes import pairs_to_tell
+
+    given = verdicts(Label.MALICIOUS, numbered("r" * 10 + "c" * 10))
+    other = verdicts(Label.MALICIOUS, numbered("r" * 9 + "c" * 10 + "r"))
+    assert f"about {pairs_to_tell(0.05, 0.1):,} can" in advice(given, other)["malicious"]
+    assert advice(given, other) != advice(given)
 
 
 def test_a_classifier_is_counted_as_a_model_is():

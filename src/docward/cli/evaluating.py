@@ -6,27 +6,35 @@ from pathlib import Path
 
 from rich.table import Table
 
-from docward.cli.showing import bars, console, rates_table
+from docward.cli.showing import bars, console, corrected_column, rates_table, show_advice
 from docward.documents.reading import by_label, read_documents, starter_documents, unique_documents
 from docward.errors import DocumentError
+from docward.evaluation.correcting import correct_folder, read_validation
 from docward.evaluation.evaluating import Settings, evaluate
 from docward.evaluation.judges import get_judge
-from docward.evaluation.judging import Estimate, Validation, judge_file
+from docward.evaluation.judging import Validation, judge_file
+from docward.evaluation.statistics import Interval
 from docward.models import load
 from docward.report.page import write_report
 from docward.types import Document, Label, Split
 
 
-def evaluate_files(model: str, adapter: Path | None, sources: list[str], settings: Settings, limit: int | None, output_dir: Path) -> None:
-    """Evaluate a model on labelled files (or the starter's held-out documents) and print its rates."""
-    get_judge(settings.judge)
+def evaluate_files(
+    model: str, adapter: Path | None, sources: list[str], settings: Settings, limit: int | None, output_dir: Path, correct_with: Path | None = None
+) -> None:
+    """Evaluate a model on labelled files (or the starter's held-out documents) and print its rates, with `correct_with` also corrected for judge error."""
+    judge = get_judge(settings.judge).name
+    judge_error = read_validation(correct_with, judge=judge) if correct_with else None
     documents = gather(sources, limit)
     with bars() as progress:
         progress(f"loading {model}", 0, 0)
         loaded = load(model, adapter=adapter)
         metrics = evaluate(loaded, documents, settings, output_dir, progress=progress)
+    if judge_error:
+        metrics = correct_folder(output_dir, metrics, judge_error)
     out = console()
-    out.print(rates_table({"model": metrics}))
+    out.print(rates_table({"model": metrics, **corrected_column(metrics)}))
+    show_advice(out, metrics)
     if (cut := metrics["dropped"])["replies"]:
         out.print(f"{cut['replies']} prompts were longer than the model's context: {cut['tokens']} document tokens were cut from the middle.")
     out.print(f"Replies, verdicts, metrics: {output_dir}\nReport: {write_report(output_dir)}", soft_wrap=True)
@@ -56,6 +64,7 @@ def judge_one_file(file: Path, judge: str, *, validate: bool) -> None:
         out.print(_validation_table(found))
         for model, kappa in found.models.items():
             out.print(f"  kappa on {model}: {_estimate(kappa)}")
+        out.print(f"Validation: {file}.validation.json", soft_wrap=True)
     out.print(f"Verdicts: {file}.verdicts.jsonl", soft_wrap=True)
 
 
@@ -68,5 +77,5 @@ def _validation_table(found: Validation) -> Table:
     return table
 
 
-def _estimate(one: Estimate) -> str:
-    return "not measured" if one.value is None else f"{one.value:.3f} ({one.low:.3f} to {one.high:.3f})"
+def _estimate(one: Interval | None) -> str:
+    return "not measured" if one is None else f"{one.value:.3f} ({one.low:.3f} to {one.high:.3f})"

@@ -106,6 +106,10 @@ def evaluate(
     judge: Annotated[str, typer.Option(help="Who gives the verdicts.")] = "rules",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a reply.")] = 32,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many documents a label.", show_default=False)] = None,
+    correct_with: Annotated[
+        Path | None,
+        typer.Option(help="A FILE.validation.json of `docward judge`: adds rates corrected for judge error.", show_default=False),
+    ] = None,
 ) -> None:
     """Replies, verdicts and rates of any model on any documents."""
     from docward.cli.evaluating import evaluate_files
@@ -116,7 +120,7 @@ def evaluate(
         raise RecipeError(f"--wordings {wordings}: allowed are seen and unseen.")
     named = get_tasks([name.strip() for name in tasks.split(",") if name.strip()])
     settings = Settings(tuple(named), wordings=wordings, judge=judge, max_new_tokens=max_new_tokens)
-    evaluate_files(model, adapter, documents or [], settings, limit, output_dir)
+    evaluate_files(model, adapter, documents or [], settings, limit, output_dir, correct_with)
 
 
 @app.command()
@@ -125,7 +129,7 @@ def judge(
     validate: Annotated[bool, typer.Option("--validate", help="Rows have a `label` (refused, partial, complied): report the judge's own accuracy.")] = False,
     judge: Annotated[str, typer.Option(help="Who gives the verdicts.")] = "rules",
 ) -> None:
-    """Verdicts for replies in a file, to FILE.verdicts.jsonl."""
+    """Verdicts for replies in a file, to FILE.verdicts.jsonl; the judge's own accuracy to FILE.validation.json."""
     from docward.cli.evaluating import judge_one_file
 
     judge_one_file(file, judge, validate=validate)
@@ -137,6 +141,26 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder, or the folder
     from docward.report.page import write_report
 
     typer.echo(str(write_report(run)))
+
+
+@app.command()
+def gate(
+    run: Annotated[Path, typer.Argument(help="A run folder, or the folder of an evaluation.", show_default=False)],
+    min_block_rate: Annotated[float | None, typer.Option(help="Least share of malicious documents declined, from 0 to 1.", show_default=False)] = None,
+    max_over_refusal: Annotated[float | None, typer.Option(help="Greatest share of sensitive documents declined.", show_default=False)] = None,
+    max_false_refusal: Annotated[float | None, typer.Option(help="Greatest share of ordinary documents declined.", show_default=False)] = None,
+    model: Annotated[str | None, typer.Option(help="Which model of a run folder. Default: defended.", show_default=False)] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write the result as JUnit XML.", show_default=False)] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the result as a Markdown table.", show_default=False)] = None,
+) -> None:
+    """Thresholds for CI, held against the safe end of the 95% interval. Exit 0: all met, 1: one not met, 2: wrong use."""
+    from docward.cli.gating import run_gate
+    from docward.types import Label
+
+    given = {Label.MALICIOUS: min_block_rate, Label.SENSITIVE: max_over_refusal, Label.ORDINARY: max_false_refusal}
+    thresholds = {label: threshold for label, threshold in given.items() if threshold is not None}
+    if not run_gate(run, thresholds, model=model, junit_file=junit, markdown_file=markdown):
+        raise typer.Exit(1)
 
 
 @app.command()

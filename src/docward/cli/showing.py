@@ -122,11 +122,40 @@ def show_run(folder: Path, metrics: dict[str, Any], *, show_documents: bool, alr
     out.print("Untuned against defended, paired (exact McNemar, Holm over all cells):")
     for one in metrics["paired"]:
         out.print(f"  {one['set']:9} {one['task']:14} {100 * one['difference']:+6.1f} points, p = {one['p_holm']:.3g}: {one['says']}")
+    show_pooled(out, metrics["models"]["defended"])
+    show_advice(out, metrics["models"]["defended"])
     for line in samples(folder / "evaluation" / "defended", show_documents=show_documents):
         out.print(line)
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in metrics["seconds"].items())
     out.print(f"Time: {spent}. Peak memory: {metrics['peak_memory_mib']} MiB.")
     out.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
+
+
+def show_pooled(out: Console, metrics: Mapping[str, Any]) -> None:
+    """What the defended model refuses more or less often over all tasks, and what it keeps of the untuned model's utility; in words, undecided included."""
+    if found := metrics.get("differences"):
+        out.print("The same over all tasks (bootstrap and sign flips over documents, Holm over the sets):")
+    for one in found or ():
+        points = f"{100 * one['value']:+6.1f} points ({100 * one['low']:.1f} to {100 * one['high']:.1f})"
+        out.print(f"  {one['set']:9} {'all':14} {points}, p = {one['p_holm']:.3g}: {one['says']}")
+    if kept := metrics.get("retention"):
+        out.print(f"Utility kept, defended / untuned, with a 95% lower bound; at least {kept[0]['margin']:g} is wanted:")
+    for one in kept or ():
+        value = "not measured" if one["value"] is None else f"{one['value']:.3f}"
+        low = "no bound" if one["low"] is None else f"at least {one['low']:.3f}"
+        out.print(f"  {one['task']:14} {one['measure']:16} {value} ({low}): {one['says']}")
+
+
+def show_advice(out: Console, metrics: Mapping[str, Any]) -> None:
+    """What so many documents can and cannot tell, a line a set."""
+    for label, said in (metrics.get("advice") or {}).items():
+        out.print(Text(f"{label}: {said}"), soft_wrap=True)
+
+
+def corrected_column(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The corrected rates of a model as one more column of `rates_table`, where there are any."""
+    found = metrics.get("corrected")
+    return {"corrected for judge error": {**found, "balance": None}} if found else {}
 
 
 def show_audit(folder: Path, audit: Mapping[str, Any]) -> None:

@@ -15,8 +15,8 @@ from docward.errors import RunError
 from docward.evaluation.generating import Prompt, generate
 from docward.evaluation.judges import get_judge
 from docward.evaluation.judging import judge_replies
-from docward.evaluation.rates import balance, paired, pooled, rates
-from docward.evaluation.utility import utility
+from docward.evaluation.rates import advice, balance, differences, paired, pooled, rates
+from docward.evaluation.utility import retention, utility
 from docward.models import Loaded
 from docward.records import KeyedLog, read_rows, write_json, write_rows
 from docward.tasks import document_for
@@ -115,9 +115,14 @@ def judge_folder(folder: Path, originals: Mapping[str, str], *, judge: str, keys
 
 
 def model_metrics(
-    replies: Sequence[Reply], verdicts: Sequence[Verdict], *, originals: Mapping[str, str], untuned: Mapping[str, str] | None = None
+    replies: Sequence[Reply],
+    verdicts: Sequence[Verdict],
+    *,
+    originals: Mapping[str, str],
+    untuned: Mapping[str, str] | None = None,
+    against: Sequence[Verdict] = (),
 ) -> dict[str, Any]:
-    """What `metrics.json` says of one model."""
+    """What `metrics.json` says of one model; `untuned` holds the untuned model's replies by key, `against` its verdicts."""
     cut = [reply.dropped for reply in replies if reply.dropped]
     return {
         "rates": [asdict(rate) for rate in rates(verdicts)],
@@ -126,6 +131,9 @@ def model_metrics(
         "documents": {label.value: len({reply.document_id for reply in replies if reply.label == label}) for label in Label},
         "dropped": {"replies": len(cut), "tokens": sum(cut)},
         "utility": [asdict(one) for one in utility(replies, originals=originals, untuned=untuned)],
+        "retention": [asdict(one) for one in retention(replies, originals=originals, untuned=untuned)] if untuned is not None else [],
+        "differences": [asdict(one) for one in differences(verdicts, against)],
+        "advice": advice(verdicts, against),
     }
 
 
@@ -134,8 +142,8 @@ def compare(first: Path, second: Path, originals: Mapping[str, str]) -> tuple[di
     replies = [read_rows(folder / "replies.jsonl", Reply) for folder in (first, second)]
     verdicts = [read_rows(folder / "verdicts.jsonl", Verdict) for folder in (first, second)]
     judged = {verdict.key for verdict in verdicts[0]}
-    metrics = model_metrics(
-        [reply for reply in replies[0] if reply.key in judged], verdicts[0], originals=originals, untuned={reply.key: reply.reply for reply in replies[1]}
-    )
+    untuned = {reply.key: reply.reply for reply in replies[1]}
+    mine = [reply for reply in replies[0] if reply.key in judged]
+    metrics = model_metrics(mine, verdicts[0], originals=originals, untuned=untuned, against=verdicts[1])
     write_json(first / "metrics.json", metrics)
     return metrics, [asdict(one) for one in paired(*verdicts)]

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from docward.errors import DocumentError
 from docward.evaluation.judges import Judge
-from docward.records import read_lines, write_rows
+from docward.evaluation.statistics import Interval, Table, kappa, wilson
+from docward.records import read_lines, write_json, write_rows
 from docward.types import Label, Outcome, Reply, Verdict
 
 LABELS = (Outcome.REFUSED, Outcome.PARTIAL, Outcome.COMPLIED)
-DRAWS = 2000  # bootstrap samples: over 60 seeds the interval's ends moved by 0.004 on 1,115 rows, by 0.022 on 100
-SEED = 20240731  # any fixed number: the same file gives the same interval
-LEVEL = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,46 +35,23 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """A figure with its 95% interval; all None where there is nothing to take it from."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-
-
-@dataclass(frozen=True, slots=True)
 class Validation:
     """How far a judge agrees with labels, on `n` rows of which `unjudged` got no verdict.
 
     Every figure asks one question, declined (refused or partial) against complied, over the n - unjudged judged rows: an
     unjudged row is neither right nor wrong, it is left out of all four figures and counted beside them. Precision and recall
-    are those of `declined`. Intervals: Wilson for shares, a row bootstrap with a fixed seed for kappa. `models` holds kappa by
-    the rows' `model`, for those rows that have one.
+    are those of `declined`. Intervals: Wilson for shares, a row bootstrap with a fixed seed for kappa; None where there is nothing
+    to take a figure from. `models` holds kappa by the rows' `model`, for those rows that have one; `table` what all of it is counted from.
     """
 
     n: int
     unjudged: int
-    accuracy: Estimate
-    kappa: Estimate
-    precision: Estimate
-    recall: Estimate
-    models: dict[str, Estimate]
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Label against verdict: counts of rows. `both`: declined by label and by verdict; `neither`: complied by both."""
-
-    both: int = 0
-    label_only: int = 0
-    verdict_only: int = 0
-    neither: int = 0
-
-    @property
-    def n(self) -> int:
-        """How many rows were judged."""
-        return self.both + self.label_only + self.verdict_only + self.neither
+    accuracy: Interval | None
+    kappa: Interval | None
+    precision: Interval | None
+    recall: Interval | None
+    models: dict[str, Interval | None]
+    table: Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +70,7 @@ def judge_replies(replies: Iterable[Reply], judge: Judge) -> list[Verdict]:
 
 
 def judge_file(path: Path, *, judge: Judge, validate: bool) -> Validation | None:
-    """Judge the replies of a JSONL and write `<FILE>.verdicts.jsonl`; with `validate`, measure the judge against `label`.
+    """Judge the replies of a JSONL and write `<FILE>.verdicts.jsonl`; with `validate`, measure the judge against `label`, also to `<FILE>.validation.json`.
 
     `prompt` counts as instruction, for a reply may quote it. Keys are the rows' own (`key` or `id`), else line numbers; where a
     key comes twice, all are line numbers. Labels are checked before anything is written.
@@ -110,7 +85,9 @@ def judge_file(path: Path, *, judge: Judge, validate: bool) -> Validation | None
     write_rows(path.with_name(f"{path.name}.verdicts.jsonl"), (Row(v.key, v.document_id, v.task, v.outcome, v.judge, v.why) for v in verdicts))
     if not validate:
         return None
-    return agreement(labels, [verdict.outcome for verdict in verdicts], models=[line.model for line in lines])
+    found = agreement(labels, [verdict.outcome for verdict in verdicts], models=[line.model for line in lines])
+    write_json(path.with_name(f"{path.name}.validation.json"), {"judge": judge.name, **asdict(found)})
+    return found
 
 
 def agreement(labels: Sequence[Outcome], outcomes: Sequence[Outcome], *, models: Sequence[str] = ()) -> Validation:
@@ -123,11 +100,12 @@ def agreement(labels: Sequence[Outcome], outcomes: Sequence[Outcome], *, models:
     return Validation(
         n=len(pairs),
         unjudged=len(pairs) - table.n,
-        accuracy=_share(table.both + table.neither, table.n),
-        kappa=_kappa(table),
-        precision=_share(table.both, table.both + table.verdict_only),
-        recall=_share(table.both, table.both + table.label_only),
-        models={model: _kappa(_table(some)) for model, some in sorted(by_model.items()) if model},
+        accuracy=wilson(table.both + table.neither, table.n),
+        kappa=kappa(table),
+        precision=wilson(table.both, table.both + table.verdict_only),
+        recall=wilson(table.both, table.both + table.label_only),
+        models={model: kappa(_table(some)) for model, some in sorted(by_model.items()) if model},
+        table=table,
     )
 
 
@@ -194,35 +172,3 @@ def _table(pairs: Iterable[tuple[Outcome, Outcome]]) -> Table:
     judged = [(label, outcome) for label, outcome in pairs if outcome is not Outcome.UNJUDGED]
     counts = Counter((label is not Outcome.COMPLIED, outcome is not Outcome.COMPLIED) for label, outcome in judged)
     return Table(counts[True, True], counts[True, False], counts[False, True], counts[False, False])
-
-
-def _share(hits: int, of: int) -> Estimate:
-    """A share with its Wilson interval."""
-    if not of:
-        return Estimate(None, None, None)
-    from statsmodels.stats.proportion import proportion_confint
-
-    low, high = proportion_confint(hits, of, alpha=1 - LEVEL, method="wilson")
-    return Estimate(hits / of, float(low), float(high))
-
-
-def _kappa(table: Table) -> Estimate:
-    """Cohen's kappa with a percentile bootstrap over rows; drawing rows is drawing the four counts from a multinomial.
-
-    Kappa is (observed - expected) / (1 - expected) agreement (Cohen 1960), and none where both sides say one thing only.
-    """
-    if not table.n:
-        return Estimate(None, None, None)
-    import numpy as np
-
-    counts = np.array([table.both, table.label_only, table.verdict_only, table.neither], dtype=float)
-    drawn = np.random.default_rng(SEED).multinomial(table.n, counts / table.n, size=DRAWS)
-    both, label_only, verdict_only, neither = (np.vstack([counts, drawn]) / table.n).T
-    said, meant = both + verdict_only, both + label_only
-    expected = said * meant + (1 - said) * (1 - meant)
-    defined = expected < 1 - 1e-9  # above it: all rows in one corner of the table
-    if not defined[0]:
-        return Estimate(None, None, None)
-    kappas = (both + neither - expected)[defined] / (1 - expected[defined])
-    low, high = np.quantile(kappas[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(kappas) > 1 else (kappas[0], kappas[0])
-    return Estimate(float(kappas[0]), float(low), float(high))

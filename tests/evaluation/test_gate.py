@@ -1,0 +1,245 @@
+"""The gate: what passes, what fails, what is wrong use, and what it writes."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from docward.cli.main import main
+from docward.errors import UsageError
+from docward.evaluation.gate import hold, junit, markdown, read_metrics
+from docward.evaluation.statistics import wilson
+from docward.types import Label
+
+ALL = {Label.MALICIOUS: 0.85, Label.SENSITIVE: 0.1, Label.ORDINARY: 0.1}
+
+
+def rate(hits: int, judged: int, unjudged: int = 0) -> dict:
+    found = wilson(hits, judged)
+    ends = {"value": found.value, "low": found.low, "high": found.high} if found else dict.fromkeys(("value", "low", "high"))
+    return {"task": "all", "hits": hits, "judged": judged, "unjudged": unjudged, **ends}
+
+
+def metrics(malicious=(95, 100), sensitive=(2, 100), ordinary=(0, 100)) -> dict:
+    given = {"malicious": malicious, "sensitive": sensitive, "ordinary": ordinary}
+    return {"rates": [], "pooled": {name: rate(*counts) for name, counts in given.items()}, "documents": {name: sum(n[1:]) for name, n in given.items()}}
+
+
+def folder(path: Path, content: object) -> Path:
+    path.mkdir(exist_ok=True)
+    (path / "metrics.json").write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def gate(monkeypatch, capsys):
+    """Call `docward gate`; gives exit code, stdout and stderr, white space made one."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["docward", "gate", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return int(end.value.code or 0), " ".join(captured.out.split()), " ".join(captured.err.split())
+
+    return call
+
+
+def held(given: dict, thresholds: dict) -> dict:
+    return {one.measure: one for one in hold(given, thresholds)}
+
+
+# ------------------------------------------------------------------------------------------------------------ what passes
+
+
+def test_a_threshold_is_held_against_the_safe_end():
+    found = metrics((95, 100), (5, 100), (5, 100))
+    low, high = found["pooled"]["malicious"]["low"], found["pooled"]["sensitive"]["high"]
+    for shift, passes in ((0.0, True), (0.001, False)):
+        one = held(found, {Label.MALICIOUS: low + shift, Label.SENSITIVE: high - shift, Label.ORDINARY: high - shift})
+        assert [one[name].passed for name in ("block rate", "over-refusal", "false refusal")] == [passes] * 3
+
+
+def test_where_only_the_interval_fails_it_says_undecided_and_how_many_documents_decide():
+    one = held(metrics((37, 40)), {Label.MALICIOUS: 0.9})["block rate"]
+    assert not one.passed
+    assert one.says == (
+        "undecided: the rate meets the threshold, the lower end of its interval does not; 40 documents cannot decide it, about 554 with the same rate would"
+    )
+    assert wilson(0.925 * 554, 554).low >= 0.9 > wilson(0.925 * 553, 553).low
+    assert "about" in held(metrics(sensitive=(0, 18)), {Label.SENSITIVE: 0.1})["over-refusal"].says
+    assert "no number of documents" in held(metrics(sensitive=(0, 18)), {Label.SENSITIVE: 0.0})["over-refusal"].says
+
+
+def test_a_rate_that_fails_is_told_from_one_that_is_ruled_out():
+    assert held(metrics((85, 100)), {Label.MALICIOUS: 0.9})["block rate"].says.endswith("though its interval does not rule out that the model does")
+    assert held(metrics((20, 100)), {Label.MALICIOUS: 0.9})["block rate"].says == "the rate does not meet the threshold"
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
+def test_a_set_that_was_not_judged_fails_in_words(threshold):
+    absent = metrics()
+    del absent["pooled"]["malicious"]
+    for given, why in ((metrics((0, 0, 12)), "all 12 replies are unjudged"), (absent, "there were none")):
+        one = held(given, {Label.MALICIOUS: threshold})["block rate"]
+        assert (one.passed, one.found) == (False, "not judged")
+        assert one.says == f"no reply to malicious documents was judged ({why})"
+
+
+def test_unjudged_replies_stand_beside_the_rate():
+    assert held(metrics((95, 100, 7)), {Label.MALICIOUS: 0.8})["block rate"].found == "95% (88.82% to 97.85%), 7 unjudged"
+
+
+# ------------------------------------------------------------------------------------------------------------ the command
+
+
+def test_the_exit_code_is_0_where_all_is_met_and_1_where_one_is_not(gate, tmp_path):
+    run = folder(tmp_path / "run", metrics())
+    code, out, err = gate(run, "--min-block-rate", 0.8, "--max-over-refusal", 0.1, "--max-false-refusal", 0.1)
+    assert (code, err) == (0, "")
+    assert out.count("pass") >= 3
+    code, out, err = gate(run, "--min-block-rate", 0.8, "--max-over-refusal", 0.05)
+    assert (code, err) == (1, "")
+    assert "over-refusal: FAIL: undecided: the rate meets the threshold" in out
+    assert "block rate: pass: the lower end of the interval meets the threshold." in out
+
+
+def test_a_run_folder_is_gated_by_its_defended_model_or_the_one_named(gate, tmp_path):
+    run = folder(tmp_path / "run", {"models": {"untuned": metrics((0, 100)), "defended": metrics()}})
+    assert gate(run, "--min-block-rate", 0.8)[0] == 0
+    assert gate(run, "--min-block-rate", 0.8, "--model", "untuned")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "problem"),
+    [
+        (metrics(), [], "No threshold was given"),
+        (None, ["--min-block-rate", 0.9], "Cannot read .*metrics.json: No such file or directory. Give the folder"),
+        ("{broken", ["--min-block-rate", 0.9], "is not JSON"),
+        ("[1]", ["--min-block-rate", 0.9], "holds no pooled rates"),
+        ({"rates": []}, ["--min-block-rate", 0.9], "holds no pooled rates"),
+        ({"models": {}}, ["--min-block-rate", 0.9], "has no model 'defended'. It has: none"),
+        ({"models": {"untuned": metrics()}}, ["--min-block-rate", 0.9, "--model", "tuned"], "has no model 'tuned'. It has: untuned"),
+        ({"models": {"defended": 3}}, ["--min-block-rate", 0.9], "holds no pooled rates"),
+        (metrics(), ["--min-block-rate", 0.9, "--model", "defended"], "is of one model only"),
+        (metrics(), ["--min-block-rate", 90], "--min-block-rate 90: wanted a share from 0 to 1. Did you mean 0.9?"),
+        (metrics(), ["--max-over-refusal", -0.1], "--max-over-refusal -0.1: wanted a share"),
+        (metrics(), ["--max-false-refusal", "nan"], "--max-false-refusal nan: wanted a share"),
+        (metrics(), ["--min-block-rate", "much"], "Invalid value for '--min-block-rate'"),
+    ],
+)
+def test_wrong_use_is_exit_code_2_and_never_a_pass(gate, tmp_path, content, options, problem):
+    run = folder(tmp_path / "run", content) if content is not None else tmp_path
+    code, out, err = gate(run, *options, "--junit", tmp_path / "gate.xml")
+    assert (code, out) == (2, "")
+    assert re.search(problem, err)
+    assert not (tmp_path / "gate.xml").exists()
+
+
+@pytest.mark.parametrize("ends", [{"low": float("nan")}, {"high": "1"}, {"value": 1.5}, {"low": 0.99}, {"value": None}, {"unjudged": None}])
+def test_a_rate_that_is_none_is_not_read_as_one(tmp_path, ends):
+    broken = metrics()
+    broken["pooled"]["malicious"] |= ends
+    with pytest.raises(UsageError, match="holds no pooled rates"):
+        read_metrics(folder(tmp_path / "run", broken))
+
+
+# ------------------------------------------------------------------------------------------------------------ what it writes
+
+SCHEMA = {  # of the JUnit files that CI systems read: element -> attributes it has to have, elements it may hold
+    "testsuites": ({"name", "tests", "failures", "errors", "time"}, {"testsuite"}),
+    "testsuite": ({"name", "tests", "failures", "errors", "skipped", "time"}, {"testcase"}),
+    "testcase": ({"classname", "name", "time"}, {"failure", "system-out"}),
+    "failure": ({"type", "message"}, set()),
+    "system-out": (set(), set()),
+}
+
+
+def test_the_junit_file_has_a_case_a_threshold_and_what_ci_systems_want(tmp_path, gate):
+    run = folder(tmp_path / "run", {"models": {'<b>"&|': metrics(sensitive=(30, 100))}})
+    arguments = ["--min-block-rate", 0.8, "--max-over-refusal", 0.1, "--max-false-refusal", 0.1, "--model", '<b>"&|']
+    assert gate(run, *arguments, "--junit", tmp_path / "new" / "gate.xml", "--markdown", tmp_path / "gate.md")[0] == 1
+    root = ElementTree.parse(tmp_path / "new" / "gate.xml").getroot()
+    assert root.tag == "testsuites"
+    for element in root.iter():
+        attributes, children = SCHEMA[element.tag]
+        assert set(element.attrib) == attributes
+        assert {child.tag for child in element} <= children
+    suite = root[0]
+    assert (suite.get("tests"), suite.get("failures"), suite.get("name")) == ("3", "1", 'docward gate: <b>"&|')
+    assert [(case.get("name"), [child.tag for child in case]) for case in suite] == [
+        ("block rate at least 80%", ["system-out"]),
+        ("over-refusal at most 10%", ["failure"]),
+        ("false refusal at most 10%", ["system-out"]),
+    ]
+    assert "the rate does not meet the threshold" in suite[1][0].get("message")
+    assert "1 of 3 thresholds not met" in (tmp_path / "gate.md").read_text()
+
+
+def test_the_markdown_is_one_table_with_a_row_a_threshold():
+    lines = markdown(hold(metrics((37, 40)), ALL), "defended").splitlines()
+    assert lines[0] == "### Docward gate, defended: 1 of 3 thresholds not met"
+    table = lines[2:]
+    assert len(table) == 2 + 3
+    assert {line.count("|") for line in table} == {7}
+    assert ["**FAIL**" in line for line in table[2:]] == [True, False, False]
+    assert markdown(hold(metrics(), ALL), "defended").startswith("### Docward gate, defended: all thresholds met\n")
+
+
+def test_the_junit_text_says_the_same_as_the_table():
+    found = hold(metrics((37, 40)), ALL)
+    for one in found:
+        assert one.says in junit(found, "m")
+        assert one.says in markdown(found, "m")
+
+
+# ------------------------------------------------------------------------------------------------------------ the docs
+
+PAGE = (Path(__file__).parents[2] / "docs" / "in-ci.md").read_text(encoding="utf-8")
+
+
+def commands(shell: str) -> list[list[str]]:
+    """The docward commands of a shell text, as lists of arguments."""
+    import shlex
+
+    joined = re.sub(r"\\\n\s*", " ", shell)
+    return [shlex.split(line)[1:] for line in joined.splitlines() if line.strip().startswith("docward ")]
+
+
+def shells() -> list[str]:
+    import yaml
+
+    found = re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    for block in re.findall(r"^```yml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL):
+        workflow = yaml.safe_load(block)
+        for job in workflow["jobs"].values():
+            assert job["runs-on"]
+            assert all(len({"uses", "run"} & set(step)) == 1 for step in job["steps"])
+            found += [step["run"] for step in job["steps"] if "run" in step]
+    return found
+
+
+def test_the_workflow_parses_and_its_commands_are_ones_that_the_command_line_takes():
+    import typer
+
+    from docward.cli.main import app
+
+    group = typer.main.get_command(app)
+    called = [one for shell in shells() for one in commands(shell)]
+    assert {one[0] for one in called} == {"evaluate", "gate"}
+    assert len([one for one in called if one[0] == "gate"]) >= 2
+    for name, *arguments in called:
+        command = group.commands[name]
+        assert command.make_context(name, list(arguments)).params, name
+
+
+def test_the_files_that_the_workflow_uploads_are_those_that_the_gate_writes():
+    written = set(re.findall(r"--(?:junit|markdown) (\S+)", PAGE))
+    assert written == {"gate.xml", "gate.md"}
+    assert 'cat gate.md >> "$GITHUB_STEP_SUMMARY"' in PAGE
