@@ -28,6 +28,7 @@ from tuning import documents, model_of, peak
 
 CONTESTANTS = ("generate", "shared", "continuous", "paper")
 NEW = 32  # tokens a reply
+PATIENCE = 600  # seconds
 PAPER = {"num_beams": 4, "do_sample": False, "max_new_tokens": 128}  # of github.com/FYYFU/safety-defense, as the paper has it
 
 
@@ -104,11 +105,14 @@ def worker(model: str, name: str, length: int, tasks: int, count: int, rows: int
     print(json.dumps({"seconds": seconds, "prompts": len(asked), "mib": peak(loaded.model.device), "dtype": str(loaded.model.dtype)[6:], "replies": replies}))
 
 
-def measured(given: argparse.Namespace, name: str, length: int, tasks: int) -> dict[str, Any]:
-    """What a worker finds, in a process of its own."""
+def measured(given: argparse.Namespace, name: str, length: int, tasks: int) -> dict[str, Any] | None:
+    """What a worker finds, in a process of its own; None where it does not end."""
     told = [given.model, name, length, tasks, given.documents, given.rows, "float32" if given.float32 else ""]
     command = [sys.executable, "-W", "ignore", __file__, "--worker", *map(str, told)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"})
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"})
+    except subprocess.TimeoutExpired:
+        return None
     if done.returncode:
         raise SystemExit(f"{name} at {length} tokens, K = {tasks} failed: {done.stderr[-800:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -135,7 +139,10 @@ def main() -> None:
     if given.quick:
         given.lengths, given.tasks = [600], 5
     print("tokens   K  contestant   prompts/s      MiB  replies as generate's")
-    found = {(length, name): measured(given, name, length, given.tasks) for length in given.lengths for name in given.contestants}
+    ended = {(length, name): measured(given, name, length, given.tasks) for length in given.lengths for name in given.contestants}
+    found = {place: one for place, one in ended.items() if one}
+    for length, name in ended.keys() - found.keys():
+        print(f"{length:>6} {given.tasks:>3}  {name:<11} did not end within {PATIENCE} s")
     for (length, name), one in found.items():
         theirs = found.get((length, "generate"), one)["replies"]
         same = sum(one["replies"][key] == theirs[key] for key in one["replies"])
