@@ -80,6 +80,15 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
+class FileReplies:
+    """The replies of a file in order, by place their labels (only where one validates) and models (empty: none is named)."""
+
+    replies: list[Reply]
+    labels: list[Outcome]
+    models: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class _Line:
     """A line of a file to judge: its number, the reply, and what only validation reads."""
 
@@ -91,7 +100,7 @@ class _Line:
 
 def judge_replies(replies: Iterable[Reply], judge: Judge) -> list[Verdict]:
     """Give one verdict a reply, in order."""
-    return [judge.judge(reply) for reply in replies]
+    return list(judge.judge_all(list(replies)))
 
 
 def judge_file(path: Path, *, judge: Judge, validate: bool) -> Validation | None:
@@ -104,13 +113,23 @@ def judge_file(path: Path, *, judge: Judge, validate: bool) -> Validation | None
         DocumentError: a line is not a JSON object, `reply` is missing or no string, or (validating) a label is not allowed.
         StorageError: the verdicts cannot be written.
     """
-    lines = _with_unique_keys([_line(row, path, number) for number, row in read_lines(path)])
-    labels = [_label(line, path) for line in lines] if validate else []
-    verdicts = judge_replies([line.reply for line in lines], judge)
+    read = read_replies(path, validate=validate)
+    verdicts = judge_replies(read.replies, judge)
     write_rows(path.with_name(f"{path.name}.verdicts.jsonl"), (Row(v.key, v.document_id, v.task, v.outcome, v.judge, v.why) for v in verdicts))
     if not validate:
         return None
-    return agreement(labels, [verdict.outcome for verdict in verdicts], models=[line.model for line in lines])
+    return agreement(read.labels, [verdict.outcome for verdict in verdicts], models=read.models)
+
+
+def read_replies(path: Path, *, validate: bool) -> FileReplies:
+    """Read what `judge_file` judges: replies with unique keys, their models, and (validating) their labels.
+
+    Raises:
+        DocumentError: as `judge_file`.
+    """
+    lines = _with_unique_keys([_line(row, path, number) for number, row in read_lines(path)])
+    labels = [_label(line, path) for line in lines] if validate else []
+    return FileReplies([line.reply for line in lines], labels, [line.model for line in lines])
 
 
 def agreement(labels: Sequence[Outcome], outcomes: Sequence[Outcome], *, models: Sequence[str] = ()) -> Validation:
