@@ -117,6 +117,6 @@ def _copied(example: Asked, reply: str) -> bool:
     """Whether a reply says the request or the document's beginning again where the task is not to give the text back."""
     if example.task in ("case", "rewrite"):
         return False
-    said, asked = " ".join(words_of(reply)), " ".join(words_of(example.instruction))
-    opening = " ".join(words_of(example.document)[: len(words_of(reply))])
-    return said == asked or (len(said.split()) > 12 and said == opening)
+    said = words_of(reply)
+    opening = words_of(example.document)[: len(said)]
+    return said == words_of(example.instruction) or (len(said) > 12 and said[:-1] == opening[:-1])  # the last word may be cut by the token limit
