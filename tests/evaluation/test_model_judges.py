@@ -176,6 +176,8 @@ def test_a_name_says_which_model_on_which_server():
     for name in ("openai", "openai:", "openai:@http://host", "classifier", "classifier:#x", "rules:strict"):
         with pytest.raises(RecipeError, match=r"wants a|nothing behind"):
             get_judge(name)
+    with pytest.raises(RecipeError, match="wants its http://"):
+        get_judge("openai:big@host:8000/v1")
     for name in ("wildguard:nowhere", "classifier:nowhere#x"):
         with pytest.raises(ModelError, match="nowhere"):
             get_judge(name)

@@ -56,6 +56,8 @@ def _server(given: str) -> Judge:
         raise RecipeError(
             "`openai:` wants a model, and a server where it is not OpenAI's own: openai:MODEL@BASE_URL, such as openai:qwen3-8b@http://host:8000/v1."
         )
+    if "@" in model and not base_url:  # without this, a forgotten http:// would send the documents to OpenAI
+        raise RecipeError(f"`openai:{given}`: the server's address wants its http:// or https://, as in openai:MODEL@http://host:8000/v1.")
     if re.match(r"s?://[^/]*@", base_url):
         raise RecipeError("The address of a judge's server holds a name or password. It would stand in every verdict: put the key into OPENAI_API_KEY instead.")
     return ServerJudge(model, f"http{base_url}" if base_url else None)
