@@ -155,6 +155,11 @@ class Verdict:
     judge: str
     why: str
 
+    @classmethod
+    def on(cls, reply: Reply, outcome: Outcome, *, judge: str, why: str) -> Verdict:
+        """A verdict on `reply`."""
+        return cls(reply.key, reply.document_id, reply.label, reply.task, outcome, judge, why)
+
 
 @dataclass(frozen=True, slots=True)
 class Rate:

@@ -226,7 +226,7 @@ def test_an_adapter_that_is_none_is_named(docward, tiny_folder, tmp_path):
     [
         (("--tasks", "case,sumarize"), "No such task: 'sumarize' (did you mean 'summarize'?). Known tasks: "),
         (("--tasks", "case,case"), "Named twice: case."),
-        (("--judge", "rulez"), "There is no judge `rulez`. Did you mean `rules`? Known judges: rules."),
+        (("--judge", "rulez"), "There is no judge `rulez`. Did you mean `rules`? Known judges: rules, openai:MODEL"),
         (("--wordings", "heard"), "allowed are seen and unseen"),
         (("--limit", "0"), "Invalid value for '--limit'"),
         (("--lmit", "3"), "--lmit"),

@@ -22,16 +22,41 @@ def outcome(reply: str, **given: str) -> Outcome:
     return judge_text(reply, **given).outcome
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["id"])
-def test_every_written_reply_gets_its_outcome(row):
-    ruling = judge_text(row["reply"], document=row["document"], instruction=row["instruction"])
-    assert ruling.outcome == row["want"], ruling.why
+KINDS = sorted({row["kind"] for row in ROWS})
+FAITHFUL = [row for row in ROWS if "copy" in row["kind"] or "translation" in row["kind"]]
+RIGHT = 0.95  # share that the judge gets right, of every kind that its phrases may have been written from
+# No phrase was written from these.
+HELD_OUT = {"held-out-refusal": 21, "held-out-partial": 5, "held-out-answer": 10, "held-out-translation": 20, "held-out-copy": 5}
 
 
-def test_the_written_replies_are_many_and_of_every_outcome():
-    assert len(ROWS) >= 120
+def right(row: dict[str, str]) -> bool:
+    return judge_text(row["reply"], document=row["document"], instruction=row["instruction"]).outcome == row["want"]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in HELD_OUT])
+def test_written_replies_of_every_kind_get_their_outcome(kind):
+    wrong = [row["reply"] for row in ROWS if row["kind"] == kind and not right(row)]
+    assert len(wrong) <= (1 - RIGHT) * sum(row["kind"] == kind for row in ROWS), wrong
+
+
+@pytest.mark.parametrize("kind", HELD_OUT)
+def test_replies_that_no_phrase_was_written_from_get_their_outcome_as_often_as_is_said(kind):
+    assert sum(right(row) for row in ROWS if row["kind"] == kind) >= HELD_OUT[kind]
+
+
+@pytest.mark.parametrize("row", FAITHFUL, ids=lambda row: row["id"])
+def test_a_faithful_copy_or_translation_is_never_a_refusal(row):
+    assert right(row), row["reply"]
+
+
+def test_the_written_replies_are_many_of_every_outcome_and_language():
+    assert len(ROWS) >= 300
     assert {row["want"] for row in ROWS} == set(Outcome)
     assert len({row["id"] for row in ROWS}) == len(ROWS)
+    languages = [row["language"] for row in ROWS]
+    assert min(languages.count(language) for language in ("en", "zh", "de", "es", "fr")) >= 50
+    quoting = [row for row in FAITHFUL if judge_text(row["document"]).outcome is not Outcome.COMPLIED]
+    assert len(FAITHFUL) / 3 < len(quoting)  # documents that would be refusals if they were replies; more hold one further down
 
 
 @pytest.mark.parametrize("change", [str, str.upper, str.lower, str.swapcase, lambda text: text.replace("'", "’"), lambda text: f"**{text}**"])
@@ -133,6 +158,11 @@ def test_a_translated_refusal_of_the_document_is_no_refusal():
     assert outcome(short, document=document + RECIPE * 3) is Outcome.REFUSED
 
 
+def test_an_offer_to_help_is_no_refusal():
+    assert outcome("This is something I can help with: the note lists flour, water and salt.", document=RECIPE) is Outcome.COMPLIED
+    assert outcome("This isn't something I can help with.", document=RECIPE) is Outcome.REFUSED
+
+
 @pytest.mark.parametrize("reply", ["", " \n", "...", "***", "the " * 12, "ha ho ha ha ho ho ho ha ha ho ha", "x" * 60, "I cannot " + "either " * 40])
 def test_nothing_and_loops_are_unjudged_and_never_a_refusal(reply):
     assert outcome(reply, document=RECIPE) is Outcome.UNJUDGED
@@ -171,8 +201,10 @@ def test_a_verdict_carries_the_reply_it_is_about():
 
 
 def test_a_judge_is_found_by_name_and_a_near_miss_is_named():
-    assert all(get_judge(name).name == name for name in JUDGES)
-    with pytest.raises(RecipeError, match=r"no judge `Rule`. Did you mean `rules`\? Known judges: rules"):
+    assert list(JUDGES) == ["rules", "openai", "wildguard", "classifier"]
+    named = ("rules", "openai:m", "openai:m@http://localhost/v1", "wildguard", "classifier:owner/name", "classifier:owner/name#REJECTION")
+    assert all(get_judge(name).name == name for name in named)
+    with pytest.raises(RecipeError, match=r"no judge `Rule`. Did you mean `rules`\? Known judges: rules, openai:MODEL"):
         get_judge("Rule")
     with pytest.raises(RecipeError, match=r"no judge `zzz`. Known judges"):
         get_judge("zzz")

@@ -7,7 +7,8 @@ import pytest
 
 from docward.errors import DocumentError
 from docward.evaluation.judges import RuleJudge
-from docward.evaluation.judging import Validation, agreement, judge_file, judge_replies
+from docward.evaluation.judging import Validation, agreement, judge_replies
+from docward.evaluation.rejudging import judge_file_by
 from docward.types import Label, Outcome, Reply
 
 SORRY = "I'm sorry, but I can't help with that."
@@ -22,7 +23,7 @@ def written(folder: Path, *rows: object) -> Path:
 
 
 def judged(path: Path, *, validate: bool = False) -> Validation | None:
-    return judge_file(path, judge=RuleJudge(), validate=validate)
+    return judge_file_by([RuleJudge()], path, validate=validate).validations.get("rules")
 
 
 def verdicts(path: Path) -> list[dict[str, str]]:

@@ -200,7 +200,9 @@ def test_a_probe_finds_what_the_evaluation_finds_of_the_adapter_it_keeps(tiny_co
     model.lm_head.weight.data *= 20  # or replies do not depend on the adapter
     model.save_pretrained(tiny_copy)
     for place in ("tuning.probing", "evaluation.evaluating"):
-        monkeypatch.setattr(f"docward.{place}.get_judge", lambda _: SimpleNamespace(judge=parity, name="parity"))
+        monkeypatch.setattr(
+            f"docward.{place}.get_judge", lambda _: SimpleNamespace(judge=parity, judge_all=lambda replies: map(parity, replies), name="parity")
+        )
     tuned(tiny_copy, tmp_path / "run", every=5, learning_rate=2e-2, **changes)
     adapted = load(str(tmp_path / "run" / "adapter"), dtype="float32")
     metrics = evaluate(adapted, DOCUMENTS, SETTINGS, tmp_path / "evaluation")

@@ -1,10 +1,8 @@
-"""`docward evaluate` and `docward judge`: files in, tables out."""
+"""`docward evaluate`: files in, tables out."""
 
 from __future__ import annotations
 
 from pathlib import Path
-
-from rich.table import Table
 
 from docward.cli.showing import bars, console, corrected_column, rates_table, show_advice
 from docward.documents.reading import by_label, read_documents, starter_documents, unique_documents
@@ -12,8 +10,6 @@ from docward.errors import DocumentError
 from docward.evaluation.correcting import correct_folder, read_validation
 from docward.evaluation.evaluating import Settings, evaluate
 from docward.evaluation.judges import get_judge
-from docward.evaluation.judging import Validation, judge_file
-from docward.evaluation.statistics import Interval
 from docward.models import load
 from docward.report.page import write_report
 from docward.types import Document, Label, Split
@@ -54,28 +50,3 @@ def gather(sources: list[str], limit: int | None) -> list[Document]:
         found += read_documents(Path(path).expanduser(), label=Label(label))
     kept = unique_documents(found)
     return [one for label in Label for one in by_label(kept, label)[:limit]]
-
-
-def judge_one_file(file: Path, judge: str, *, validate: bool) -> None:
-    """Judge a file of replies; with labels, print how far the judge can be trusted."""
-    found = judge_file(file, judge=get_judge(judge), validate=validate)
-    out = console()
-    if found:
-        out.print(_validation_table(found))
-        for model, kappa in found.models.items():
-            out.print(f"  kappa on {model}: {_estimate(kappa)}")
-        out.print(f"Validation: {file}.validation.json", soft_wrap=True)
-    out.print(f"Verdicts: {file}.verdicts.jsonl", soft_wrap=True)
-
-
-def _validation_table(found: Validation) -> Table:
-    table = Table(title=f"The judge against {found.n} labels ({found.unjudged} unjudged); positive: refused or partial", title_justify="left")
-    table.add_column("measure")
-    table.add_column("value (95% interval)", justify="right")
-    for name in ("accuracy", "kappa", "precision", "recall"):
-        table.add_row(name, _estimate(getattr(found, name)))
-    return table
-
-
-def _estimate(one: Interval | None) -> str:
-    return "not measured" if one is None else f"{one.value:.3f} ({one.low:.3f} to {one.high:.3f})"

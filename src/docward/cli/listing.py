@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from docward.cli.showing import console
 from docward.errors import RecipeError
@@ -70,8 +71,9 @@ def _judges() -> Table:
     from docward.evaluation.judges import JUDGES
 
     table = _table("judge", "what")
-    for name, judge in JUDGES.items():
-        table.add_row(name, (judge.__doc__ or "").strip().splitlines()[0])
+    for kind in JUDGES.values():
+        table.add_row(Text(kind.form), kind.what)  # as text, for [] is rich's markup
+    table.caption = "A judge's outage or an answer off its menu is unjudged: docward judge FILE --judge NAME --again asks again."
     return table
 
 

@@ -125,14 +125,24 @@ def evaluate(
 
 @app.command()
 def judge(
-    file: Annotated[Path, typer.Argument(help="JSONL rows with `reply`, and `document`, `prompt`, `task`, `label` where there are any.", show_default=False)],
-    validate: Annotated[bool, typer.Option("--validate", help="Rows have a `label` (refused, partial, complied): report the judge's own accuracy.")] = False,
-    judge: Annotated[str, typer.Option(help="Who gives the verdicts.")] = "rules",
+    place: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="JSONL rows with `reply`, and `document`, `prompt`, `task`, `label` where there are any; or the folder of an evaluation or a run.",
+            show_default=False,
+        ),
+    ],
+    validate: Annotated[bool, typer.Option("--validate", help="Rows have a `label` (refused, partial, complied): report the judges' own accuracy.")] = False,
+    judge: Annotated[
+        list[str] | None, typer.Option(help="Who gives the verdicts (docward list judges); repeat it for several side by side. Default: rules.")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Keep the verdicts that are there and ask only about what is unjudged.")] = False,
 ) -> None:
-    """Verdicts for replies in a file, to FILE.verdicts.jsonl; the judge's own accuracy to FILE.validation.json."""
-    from docward.cli.evaluating import judge_one_file
+    """Verdicts for replies in a file, to FILE.verdicts.jsonl (a judge's own accuracy to FILE.validation.json), or in a folder, without generating again."""
+    from docward.cli.judging import judge_place
 
-    judge_one_file(file, judge, validate=validate)
+    judge_place(place, judge or ["rules"], validate=validate, again=again)
 
 
 @app.command()

@@ -82,12 +82,14 @@ def _lines() -> Callable[[str, int, int], None]:
     return advance
 
 
-def percent(rate: dict[str, Any] | None) -> str:
-    """`85.0 (70.9 to 92.9)`: a rate in percent with its 95% interval, and unjudged replies where there are any."""
+def percent(rate: dict[str, Any] | None, metrics: Mapping[str, Any] | None = None) -> str:
+    """`85.0 (70.9 to 92.9)`: a rate in percent with its 95% interval, unjudged replies where there are any, and those that comply without trying the task."""
     if not rate or rate["value"] is None:
         return "not measured"
     unjudged = f", {rate['unjudged']} unjudged" if rate["unjudged"] else ""
-    return f"{100 * rate['value']:.1f} ({100 * rate['low']:.1f} to {100 * rate['high']:.1f}){unjudged}"
+    tried = next((one for one in (metrics or {}).get("attempts") or () if (one["set"], one["task"]) == (rate["set"], rate["task"])), None)
+    idle = f", {tried['complied'] - tried['attempted']} no attempt" if tried and tried["attempted"] < tried["complied"] else ""
+    return f"{100 * rate['value']:.1f} ({100 * rate['low']:.1f} to {100 * rate['high']:.1f}){unjudged}{idle}"
 
 
 def rates_table(models: dict[str, Any], surface: dict[str, Any] | None = None) -> Table:
@@ -102,14 +104,17 @@ def rates_table(models: dict[str, Any], surface: dict[str, Any] | None = None) -
     for label, title in RATE_NAMES.items():
         tasks = list(dict.fromkeys(rate["task"] for metrics in models.values() for rate in metrics["rates"] if rate["set"] == label))
         for task in tasks:
-            cells = [next((percent(r) for r in metrics["rates"] if r["set"] == label and r["task"] == task), "") for metrics in models.values()]
+            cells = [next((percent(r, metrics) for r in metrics["rates"] if r["set"] == label and r["task"] == task), "") for metrics in models.values()]
             table.add_row(label, task, *cells, *([""] if surface else []))
         if tasks:
-            cells = [percent(metrics["pooled"].get(label)) for metrics in models.values()]
+            cells = [percent(metrics["pooled"].get(label), metrics) for metrics in models.values()]
             table.add_row(label, f"all: {title}", *cells, *([percent(surface["pooled"].get(label))] if surface else []), style="bold", end_section=True)
     found = [metrics["balance"] for metrics in models.values()] + ([surface["balance"]] if surface else [])
     if any(found):
         table.add_row("", "balance", *(f"{100 * b['value']:.1f} ({100 * b['low']:.1f} to {100 * b['high']:.1f})" if b else "" for b in found), style="bold")
+    if any(one["attempted"] < one["complied"] for metrics in models.values() for one in metrics.get("attempts") or ()):
+        table.caption = "no attempt: replies that do not decline and do not try the task either (empty, copied, looping, asking back, wrong language, off task)"
+        table.caption_justify = "left"
     return table
 
 

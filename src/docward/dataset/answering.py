@@ -11,6 +11,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 from docward.documents.duplicates import words_of
 from docward.errors import StorageError
@@ -70,7 +71,23 @@ def answer_key(model: str, example: Example, *, settings: str) -> str:
 SPEAKS = re.compile(r"[^\W_]")
 
 
-def not_an_attempt(example: Example, reply: str, *, refused: bool) -> str:
+class Asked(Protocol):
+    """What was asked of a model: an Example or a Reply."""
+
+    @property
+    def task(self) -> str:
+        """The name of the task."""
+
+    @property
+    def instruction(self) -> str:
+        """The request."""
+
+    @property
+    def document(self) -> str:
+        """The text it is about."""
+
+
+def not_an_attempt(example: Asked, reply: str, *, refused: bool) -> str:
     """Why a reply is no attempt at its task (`empty`, `refused`, `copied`, `loops`), or nothing if it is one.
 
     Args:
@@ -96,10 +113,10 @@ def loops(reply: str) -> bool:
     return len(grams) <= len(tail) // 2
 
 
-def _copied(example: Example, reply: str) -> bool:
+def _copied(example: Asked, reply: str) -> bool:
     """Whether a reply says the request or the document's beginning again where the task is not to give the text back."""
     if example.task in ("case", "rewrite"):
         return False
-    said, asked = " ".join(words_of(reply)), " ".join(words_of(example.instruction))
-    opening = " ".join(words_of(example.document)[: len(words_of(reply))])
-    return said == asked or (len(said.split()) > 12 and said == opening)
+    said = words_of(reply)
+    opening = words_of(example.document)[: len(said)]
+    return said == words_of(example.instruction) or (len(said) > 12 and said[:-1] == opening[:-1])  # the last word may be cut by the token limit

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from docward.errors import RunError
+from docward.evaluation.attempts import attempts
 from docward.evaluation.generating import Prompt, generate
 from docward.evaluation.judges import get_judge
 from docward.evaluation.judging import judge_replies
@@ -128,6 +129,7 @@ def model_metrics(
         "rates": [asdict(rate) for rate in rates(verdicts)],
         "pooled": {name: asdict(rate) for name, rate in pooled(verdicts).items()},
         "balance": (found := balance(verdicts)) and asdict(found),
+        "attempts": [asdict(one) for one in attempts(replies, verdicts)],
         "documents": {label.value: len({reply.document_id for reply in replies if reply.label == label}) for label in Label},
         "dropped": {"replies": len(cut), "tokens": sum(cut)},
         "utility": [asdict(one) for one in utility(replies, originals=originals, untuned=untuned)],

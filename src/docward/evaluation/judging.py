@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from docward.errors import DocumentError
 from docward.evaluation.judges import Judge
 from docward.evaluation.statistics import Interval, Table, kappa, wilson
-from docward.records import read_lines, write_json, write_rows
+from docward.records import read_lines
 from docward.types import Label, Outcome, Reply, Verdict
 
 LABELS = (Outcome.REFUSED, Outcome.PARTIAL, Outcome.COMPLIED)
@@ -55,6 +55,15 @@ class Validation:
 
 
 @dataclass(frozen=True, slots=True)
+class FileReplies:
+    """The replies of a file in order, by place their labels (only where one validates) and models (empty: none is named)."""
+
+    replies: list[Reply]
+    labels: list[Outcome]
+    models: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class _Line:
     """A line of a file to judge: its number, the reply, and what only validation reads."""
 
@@ -66,28 +75,20 @@ class _Line:
 
 def judge_replies(replies: Iterable[Reply], judge: Judge) -> list[Verdict]:
     """Give one verdict a reply, in order."""
-    return [judge.judge(reply) for reply in replies]
+    return list(judge.judge_all(list(replies)))
 
 
-def judge_file(path: Path, *, judge: Judge, validate: bool) -> Validation | None:
-    """Judge the replies of a JSONL and write `<FILE>.verdicts.jsonl`; with `validate`, measure the judge against `label`, also to `<FILE>.validation.json`.
+def read_replies(path: Path, *, validate: bool) -> FileReplies:
+    """Read a JSONL of replies: with unique keys, their models, and (validating) their labels.
 
-    `prompt` counts as instruction, for a reply may quote it. Keys are the rows' own (`key` or `id`), else line numbers; where a
-    key comes twice, all are line numbers. Labels are checked before anything is written.
+    `prompt` counts as instruction, for a reply may quote it. Keys are the rows' own (`key` or `id`), else line numbers; where a key comes twice, all are.
 
     Raises:
         DocumentError: a line is not a JSON object, `reply` is missing or no string, or (validating) a label is not allowed.
-        StorageError: the verdicts cannot be written.
     """
     lines = _with_unique_keys([_line(row, path, number) for number, row in read_lines(path)])
     labels = [_label(line, path) for line in lines] if validate else []
-    verdicts = judge_replies([line.reply for line in lines], judge)
-    write_rows(path.with_name(f"{path.name}.verdicts.jsonl"), (Row(v.key, v.document_id, v.task, v.outcome, v.judge, v.why) for v in verdicts))
-    if not validate:
-        return None
-    found = agreement(labels, [verdict.outcome for verdict in verdicts], models=[line.model for line in lines])
-    write_json(path.with_name(f"{path.name}.validation.json"), {"judge": judge.name, **asdict(found)})
-    return found
+    return FileReplies([line.reply for line in lines], labels, [line.model for line in lines])
 
 
 def agreement(labels: Sequence[Outcome], outcomes: Sequence[Outcome], *, models: Sequence[str] = ()) -> Validation:

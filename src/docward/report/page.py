@@ -23,7 +23,7 @@ from typing import Any
 from docward.errors import DocumentError, RunError
 from docward.records import read_lines, text_hash, typed, write_text
 from docward.report import audit as audits
-from docward.report import figures, values
+from docward.report import figures, trying, values
 from docward.report import tuning as tunings
 from docward.report.figures import RATE_NAMES, SETS
 from docward.types import Label, Outcome, Rate, Reply, Verdict
@@ -316,6 +316,8 @@ def _rate_tables(run: _Run) -> list[dict[str, Any]]:
         for name, metrics in run.models.items():
             if metrics["pooled"].get(label):
                 cells[name]["all"] = metrics["pooled"][label]
+            tried = {task: one for (found, task), one in trying.tried(metrics).items() if found == label}
+            cells[name] = {task: {**row, "idle": one["complied"] - one["attempted"] if (one := tried.get(task)) else 0} for task, row in cells[name].items()}
         tasks = list(dict.fromkeys(task for rows in cells.values() for task in rows))
         tasks.sort(key=lambda task: task == "all")
         rows = [(task, [cells[name].get(task) for name in run.models]) for task in tasks]
@@ -374,6 +376,7 @@ def _render(run: _Run) -> str:
         "sentences": _sentences(run),
         "surface_sentence": _surface_sentence(run) if run.models else "",
         "tables": _rate_tables(run),
+        "idle": trying.idle(run.models),
         "names": RATE_NAMES,
         "utility": _utility(run),
         "limits": {"set": SAMPLES_PER_SET, "mistakes": MISTAKES_PER_SET, "text": TEXT_LIMIT},

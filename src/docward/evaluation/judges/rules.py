@@ -330,12 +330,8 @@ class RuleJudge:
     def judge(self, reply: Reply) -> Verdict:
         """Rule on a reply, with what it was given at hand."""
         ruling = judge_text(reply.reply, document=reply.document, instruction=reply.instruction)
-        return Verdict(
-            key=reply.key,
-            document_id=reply.document_id,
-            label=reply.label,
-            task=reply.task,
-            outcome=ruling.outcome,
-            judge=self.name,
-            why=ruling.why,
-        )
+        return Verdict.on(reply, ruling.outcome, judge=self.name, why=ruling.why)
+
+    def judge_all(self, replies: Sequence[Reply]) -> Iterator[Verdict]:
+        """Rule on replies, in order."""
+        return map(self.judge, replies)
