@@ -2,33 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
 
-from docward.cli.showing import bars, console, rates_table
+from docward.cli.showing import bars, console, rates_table, suites_table
 from docward.documents.reading import by_label, read_documents, starter_documents, unique_documents
 from docward.errors import DocumentError
 from docward.evaluation.evaluating import Settings, evaluate
 from docward.evaluation.judges import get_judge
 from docward.evaluation.judging import Estimate, Validation, judge_file
+from docward.evaluation.suites import get_suites
+from docward.evaluation.suites.running import run_suites
 from docward.models import load
 from docward.report.page import write_report
 from docward.types import Document, Label, Split
 
 
-def evaluate_files(model: str, adapter: Path | None, sources: list[str], settings: Settings, limit: int | None, output_dir: Path) -> None:
-    """Evaluate a model on labelled files (or the starter's held-out documents) and print its rates."""
+def evaluate_files(
+    model: str,
+    adapter: Path | None,
+    sources: list[str],
+    settings: Settings,
+    limit: int | None,
+    output_dir: Path,
+    *,
+    suites: Sequence[str] = (),
+    seed: int = 0,
+) -> None:
+    """Evaluate a model on labelled files (or the starter's held-out documents), then in robustness suites, and print its rates."""
     get_judge(settings.judge)
+    chosen = get_suites(suites)
     documents = gather(sources, limit)
     with bars() as progress:
         progress(f"loading {model}", 0, 0)
         loaded = load(model, adapter=adapter)
         metrics = evaluate(loaded, documents, settings, output_dir, progress=progress)
+        ordinary = [one for one in starter_documents() if one.split == Split.TEST and one.label == Label.ORDINARY]
+        found = run_suites(loaded, documents, chosen, settings, output_dir, ordinary=ordinary, seed=seed, progress=progress)
     out = console()
     out.print(rates_table({"model": metrics}))
     if (cut := metrics["dropped"])["replies"]:
         out.print(f"{cut['replies']} prompts were longer than the model's context: {cut['tokens']} document tokens were cut from the middle.")
+    if found:
+        out.print(suites_table(found))
+    for one in found:
+        if one["left_out"]:
+            out.print(f"Suite {one['name']}: longer than the model's context, so not asked: {', '.join(one['left_out'])}.")
     out.print(f"Replies, verdicts, metrics: {output_dir}\nReport: {write_report(output_dir)}", soft_wrap=True)
 
 

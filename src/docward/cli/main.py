@@ -106,6 +106,10 @@ def evaluate(
     judge: Annotated[str, typer.Option(help="Who gives the verdicts.")] = "rules",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a reply.")] = 32,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many documents a label.", show_default=False)] = None,
+    suite: Annotated[
+        list[str] | None, typer.Option(help="A robustness suite (docward list suites), or all. Repeatable; default: none.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of what suites leave to chance.")] = 0,
 ) -> None:
     """Replies, verdicts and rates of any model on any documents."""
     from docward.cli.evaluating import evaluate_files
@@ -116,7 +120,7 @@ def evaluate(
         raise RecipeError(f"--wordings {wordings}: allowed are seen and unseen.")
     named = get_tasks([name.strip() for name in tasks.split(",") if name.strip()])
     settings = Settings(tuple(named), wordings=wordings, judge=judge, max_new_tokens=max_new_tokens)
-    evaluate_files(model, adapter, documents or [], settings, limit, output_dir)
+    evaluate_files(model, adapter, documents or [], settings, limit, output_dir, suites=suite or [], seed=seed)
 
 
 @app.command()
@@ -157,8 +161,8 @@ def export(
 
 
 @app.command("list")
-def list_(what: Annotated[str, typer.Argument(help="tasks, sources, judges or models.", show_default=False)]) -> None:
-    """What there is: tasks, sources, judges, models."""
+def list_(what: Annotated[str, typer.Argument(help="tasks, sources, judges, suites or models.", show_default=False)]) -> None:
+    """What there is: tasks, sources, judges, suites, models."""
     from docward.cli.listing import show_list
 
     show_list(what)
