@@ -48,6 +48,7 @@ _NEAR = 9  # points: marks nearer than this get their names on different sides
 _FEW_POINTS = 40  # up to this many, a training curve shows each point
 _FEW_STEPS = 6  # up to this many, the axis counts each: there is no half step
 _STEP_ROOM = 0.02  # of the axis, on both sides of the steps, so that a mark on the edge is not cut
+_LEVEL_LETTERS = 30  # of all levels' names together that fit side by side under a narrow figure
 _DODGE = 0.14  # of the way to the next level: the three sets stand side by side
 _GRID = {"gridcolor": "rgba(128,136,144,.25)", "zeroline": False, "fixedrange": True}
 
@@ -283,7 +284,9 @@ def suite_curves(levels: Sequence[Mapping[str, Any]]) -> Any | None:
         return None
     legend = {"orientation": "h", "x": 0, "y": 1.03, "yanchor": "bottom"}
     figure = _figure(legend=legend, showlegend=True, margin={"l": 56, "r": 10, "t": 44, "b": 20}, yaxis=_share_axis("share refused"), height=380)
-    ticks = {"tickvals": list(range(len(levels))), "ticktext": [escape(level["name"]) for level in levels], "automargin": True}
+    names = [str(level["name"]) for level in levels]
+    slant = -35 if sum(map(len, names)) > _LEVEL_LETTERS else 0  # leaning left, so that the last name stays in the figure
+    ticks = {"tickvals": list(range(len(names))), "ticktext": list(map(escape, names)), "tickangle": slant, "ticklabeloverflow": "allow", "automargin": True}
     figure.update_layout(xaxis={"range": [-0.5, len(levels) - 0.5], **ticks, **_GRID, "showgrid": False})
     figure.add_shape(type="line", x0=0.5, x1=0.5, yref="paper", y0=0, y1=1, line={"color": _MIDDLE, "width": 1, "dash": "dot"}, layer="below")
     figure.add_traces([go.Scatter(**trace) for trace in traces])
@@ -297,7 +300,8 @@ def _suite_traces(levels: Sequence[Mapping[str, Any]], label: str, aside: float)
     for place, level, rate in measured:
         curves.setdefault(level["curve"] or place, []).append((place, level, rate))
     dash, symbol = _PROBED[label]
-    paint, traces = LABEL_COLOURS[label], []
+    paint = LABEL_COLOURS[label]
+    traces: list[dict[str, Any]] = []
     for points in curves.values():
         triples = [_triple(rate) for _, _, rate in points]
         said = [

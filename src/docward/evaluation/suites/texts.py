@@ -25,7 +25,7 @@ MISREAD = """
 CONFUSED = {pair[0]: pair[1:] for pair in MISREAD.split()}
 
 # Pairs that are drawn alike in common fonts: Latin letters and their Cyrillic twins, from Unicode's confusables (UTS #39).
-LOOK_ALIKES = dict(zip("aceijopsxyABCEHIJKMOPSTX", "асеіјорѕхуАВСЕНІЈКМОРЅТХ", strict=True))
+LOOK_ALIKES = dict(zip("aceijopsxyABCEHIJMOPSTX", "асеіјорѕхуАВСЕНІЈМОРЅТХ", strict=True))
 
 ODD_SPACES = ("  ", "\u00a0", "\u2009", "\n", " \t")  # double, no-break, thin, a line's end, with a tab
 SPLIT_WORD = 0.2  # of the places that odd spacing hits, so many are inside a word: few, or no word would stay whole
