@@ -54,14 +54,12 @@ def _difference(rate: Mapping[str, Any] | None) -> str:
 
 
 def _decided(levels: list[dict[str, Any]]) -> list[str]:
-    """A sentence for each difference that is decided."""
+    """What is decided, a phrase for each set: the levels and their differences in points."""
     found = []
-    for level in levels:
-        for label, rate in level["rates"].items():
-            if rate and (test := rate["against_unchanged"]) and test["decided"]:
-                found.append(
-                    f"{level['name']}: {RATE_NAMES[label].lower()} {_points(test['difference'])} points ({_points(test['low'])} to {_points(test['high'])})"
-                )
+    for label in SETS:
+        tests = [(level["name"], rate["against_unchanged"]) for level in levels if (rate := level["rates"][label])]
+        if said := [f"{name} {_points(test['difference'])}" for name, test in tests if test and test["decided"]]:
+            found.append(f"{RATE_NAMES[label].lower()}: {', '.join(said)}")
     return found
 
 
