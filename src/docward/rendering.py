@@ -28,7 +28,8 @@ ANSWER_SLOT = "\ue000a\ue001"
 class Rendered:
     """Token ids of a prompt, with or without its answer.
 
-    `ids[answer_start:]` are the answer's tokens, up to and with the end-of-turn token; a prompt alone has `answer_start == len(ids)`.
+    `ids[answer_start:]` are the answer's tokens, up to and with the end-of-turn token; a prompt alone has `answer_start == len(ids)`, or the place
+    where its opening begins.
     `dropped` document tokens were cut from the middle. `document` is the span of the document's tokens in `ids`.
     """
 
@@ -80,6 +81,7 @@ def render(
     document: str,
     instruction: str,
     answer: str | None = None,
+    opening: str = "",
     position: Position = Position.AFTER,
     system: str = "",
     limit: int,
@@ -92,6 +94,7 @@ def render(
         document: the text to process; may be empty (a general instruction).
         instruction: what to do with it.
         answer: the text to learn; None for generation.
+        opening: first words of the answer that is yet to be generated; the model goes on from there. Not with `answer`.
         position: where the instruction stands.
         system: a system prompt, where the template takes one.
         limit: the most tokens, answer and `reserve` included.
@@ -110,7 +113,8 @@ def render(
     before, _, after = prompt.partition(DOCUMENT_SLOT) if document else (prompt, "", "")
     text = before + (safe + after if document else "")
     span = (len(before), len(before) + len(safe) if document else len(before))
-    full = text + closed.replace(ANSWER_SLOT, without_special_tokens((answer or "").strip(), special_tokens(tokenizer)))
+    assert answer is None or not opening, "an answer is given whole"
+    full = text + (closed or ANSWER_SLOT).replace(ANSWER_SLOT, without_special_tokens((answer or opening).strip(), special_tokens(tokenizer)))
     encoded = tokenizer(full, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
     start = next((place for place, (left, right) in enumerate(offsets) if right > len(text) and right > left), len(ids))

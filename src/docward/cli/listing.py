@@ -20,12 +20,12 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 def show_list(what: str) -> None:
-    """Print a table of tasks, sources, judges or models.
+    """Print a table of tasks, sources, judges, suites or models.
 
     Raises:
         RecipeError: there is no such list.
     """
-    lists = {"tasks": _tasks, "sources": _sources, "judges": _judges, "models": _models}
+    lists = {"tasks": _tasks, "sources": _sources, "judges": _judges, "suites": _suites, "models": _models}
     if what not in lists:
         raise RecipeError(f"There is no list of {what!r}. There are: {', '.join(lists)}.")
     console().print(lists[what]())
@@ -74,6 +74,15 @@ def _judges() -> Table:
     for kind in JUDGES.values():
         table.add_row(Text(kind.form), kind.what)  # as text, for [] is rich's markup
     table.caption = "A judge's outage or an answer off its menu is unjudged: docward judge FILE --judge NAME --again asks again."
+    return table
+
+
+def _suites() -> Table:
+    from docward.evaluation.suites import SUITES
+
+    table = _table("suite", "what is changed", "levels besides the unchanged document")
+    for suite in SUITES.values():
+        table.add_row(suite.name, suite.what, ", ".join(level.name for level in suite.levels))
     return table
 
 

@@ -110,6 +110,10 @@ def evaluate(
         Path | None,
         typer.Option(help="A FILE.validation.json of `docward judge`: adds rates corrected for judge error.", show_default=False),
     ] = None,
+    suite: Annotated[
+        list[str] | None, typer.Option(help="A robustness suite (docward list suites), or all. Repeatable; default: none.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of what suites leave to chance.")] = 0,
 ) -> None:
     """Replies, verdicts and rates of any model on any documents."""
     from docward.cli.evaluating import evaluate_files
@@ -120,7 +124,7 @@ def evaluate(
         raise RecipeError(f"--wordings {wordings}: allowed are seen and unseen.")
     named = get_tasks([name.strip() for name in tasks.split(",") if name.strip()])
     settings = Settings(tuple(named), wordings=wordings, judge=judge, max_new_tokens=max_new_tokens)
-    evaluate_files(model, adapter, documents or [], settings, limit, output_dir, correct_with)
+    evaluate_files(model, adapter, documents or [], settings, limit, output_dir, correct_with=correct_with, suites=suite or [], seed=seed)
 
 
 @app.command()
@@ -191,8 +195,8 @@ def export(
 
 
 @app.command("list")
-def list_(what: Annotated[str, typer.Argument(help="tasks, sources, judges or models.", show_default=False)]) -> None:
-    """What there is: tasks, sources, judges, models."""
+def list_(what: Annotated[str, typer.Argument(help="tasks, sources, judges, suites or models.", show_default=False)]) -> None:
+    """What there is: tasks, sources, judges, suites, models."""
     from docward.cli.listing import show_list
 
     show_list(what)

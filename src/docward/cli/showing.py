@@ -118,6 +118,32 @@ def rates_table(models: dict[str, Any], surface: dict[str, Any] | None = None) -
     return table
 
 
+def suites_table(suites: Sequence[Mapping[str, Any]]) -> Table:
+    """One line a suite and level: the three rates, and what the paired tests against the unchanged documents say."""
+    table = Table(title="Robustness: share of replies that decline, % (95% interval)", title_justify="left")
+    table.add_column("suite")
+    table.add_column("level")
+    for title in RATE_NAMES.values():
+        table.add_column(title, justify="right")
+    table.add_column("against unchanged, points")
+    for suite in suites:
+        levels = list(dict.fromkeys(row["level"] for row in suite["rows"]))
+        for level in levels:
+            found = {row["set"]: row for row in suite["rows"] if row["level"] == level}
+            cells = (percent(found.get(label)) if label in found else "" for label in RATE_NAMES)
+            table.add_row(suite["name"] if level == levels[0] else "", level, *cells, difference_words(found), end_section=level == levels[-1])
+    return table
+
+
+def difference_words(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the paired tests of one level say: the size of each decided difference, and that the others are undecided; nothing for level 0."""
+    tests = {label: test for label in RATE_NAMES if (test := found.get(label, {}).get("against_unchanged"))}
+    said = [f"{RATE_NAMES[label]} {100 * test['difference']:+.1f}" for label, test in tests.items() if test["decided"]]
+    if len(said) < len(tests):
+        said.append("others undecided" if said else "undecided")
+    return ", ".join(said)
+
+
 def show_run(folder: Path, metrics: dict[str, Any], *, show_documents: bool, already: bool) -> None:
     """The table, three samples, where the report is."""
     out = console()

@@ -65,7 +65,7 @@ def evaluate(loaded: Loaded, documents: Sequence[Document], settings: Settings, 
         RunError: the folder holds replies of another model or with other settings, or another process is writing there.
     """
     planned = planned_replies(documents, settings)
-    _claim(folder, loaded, settings)
+    claim_folder(folder, loaded, settings)
     with KeyedLog(folder / "replies.jsonl") as log:
         missing = {reply.key: reply for reply in planned if reply.key not in log.keys}
         done = len(planned) - len(missing)
@@ -83,10 +83,14 @@ def _filled(reply: Reply, text: str, dropped: int, finished: bool) -> Reply:
     return Reply(**{**asdict(reply), "label": reply.label, "reply": text, "dropped": dropped, "finished": finished})
 
 
-def _claim(folder: Path, loaded: Loaded, settings: Settings) -> None:
-    """Write down what this folder holds, or refuse if it holds something else; without a reply it holds nothing yet."""
+def claim_folder(folder: Path, loaded: Loaded, settings: Settings, **more: str | int) -> None:
+    """Write down what this folder holds, or refuse if it holds something else; without a reply it holds nothing yet. `more` is part of what it holds.
+
+    Raises:
+        RunError: it holds the replies of another evaluation.
+    """
     mine = {"model": loaded.name, "adapter": loaded.adapter and str(loaded.adapter), "fingerprint": loaded.fingerprint}
-    mine |= {name: getattr(settings, name) for name in ("wordings", "system", "max_new_tokens", "max_length")}
+    mine |= {name: getattr(settings, name) for name in ("wordings", "system", "max_new_tokens", "max_length")} | more
     place = folder / "evaluation.json"
     replies = folder / "replies.jsonl"
     begun = replies.is_file() and replies.stat().st_size > 0

@@ -24,13 +24,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is asked: an instruction on a document (which may be empty). `key` names the reply."""
+    """What is asked: an instruction on a document (which may be empty). `key` names the reply.
+
+    `opening` is put in the model's mouth as the first words of its reply; the reply is what it adds.
+    """
 
     key: str
     document: str
     instruction: str
     position: Position = Position.AFTER
     system: str = ""
+    opening: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,7 @@ def generate(
 
 
 def _rendered(loaded: Loaded, prompt: Prompt, limit: int, reserve: int) -> Rendered:
-    asked = {"document": prompt.document, "instruction": prompt.instruction, "system": prompt.system}
+    asked = {"document": prompt.document, "instruction": prompt.instruction, "system": prompt.system, "opening": prompt.opening}
     return render(loaded.tokenizer, **asked, position=prompt.position, limit=limit, reserve=reserve)
 
 

@@ -48,6 +48,8 @@ _NEAR = 9  # points: marks nearer than this get their names on different sides
 _FEW_POINTS = 40  # up to this many, a training curve shows each point
 _FEW_STEPS = 6  # up to this many, the axis counts each: there is no half step
 _STEP_ROOM = 0.02  # of the axis, on both sides of the steps, so that a mark on the edge is not cut
+_LEVEL_LETTERS = 30  # of all levels' names together that fit side by side under a narrow figure
+_DODGE = 0.14  # of the way to the next level: the three sets stand side by side
 _GRID = {"gridcolor": "rgba(128,136,144,.25)", "zeroline": False, "fixedrange": True}
 
 
@@ -271,6 +273,47 @@ def _over_steps(reach: int, kept: int | None, **layout: Any) -> Any:
         side = "left" if kept < 0.1 * reach else "right" if kept > 0.9 * reach else "center"
         figure.add_annotation(text=f"<b>kept: step {kept:,}</b>", x=kept, y=1, yref="paper", yanchor="bottom", xanchor=side, showarrow=False)
     return figure
+
+
+def suite_curves(levels: Sequence[Mapping[str, Any]]) -> Any | None:
+    """Share refused in each set at each level of a robustness suite, with 95% intervals; a line joins levels of one curve. None where nothing was measured."""
+    import plotly.graph_objects as go
+
+    traces = [trace for number, label in enumerate(SETS) for trace in _suite_traces(levels, label, (number - 1) * _DODGE)]
+    if not traces:
+        return None
+    legend = {"orientation": "h", "x": 0, "y": 1.03, "yanchor": "bottom"}
+    figure = _figure(legend=legend, showlegend=True, margin={"l": 56, "r": 10, "t": 44, "b": 20}, yaxis=_share_axis("share refused"), height=380)
+    names = [str(level["name"]) for level in levels]
+    slant = -35 if sum(map(len, names)) > _LEVEL_LETTERS else 0  # leaning left, so that the last name stays in the figure
+    ticks = {"tickvals": list(range(len(names))), "ticktext": list(map(escape, names)), "tickangle": slant, "ticklabeloverflow": "allow", "automargin": True}
+    figure.update_layout(xaxis={"range": [-0.5, len(levels) - 0.5], **ticks, **_GRID, "showgrid": False})
+    figure.add_shape(type="line", x0=0.5, x1=0.5, yref="paper", y0=0, y1=1, line={"color": _MIDDLE, "width": 1, "dash": "dot"}, layer="below")
+    figure.add_traces([go.Scatter(**trace) for trace in traces])
+    return figure
+
+
+def _suite_traces(levels: Sequence[Mapping[str, Any]], label: str, aside: float) -> list[dict[str, Any]]:
+    """One set's traces, a curve each; only the first is in the legend. Sets stand side by side, so that no interval hides another."""
+    measured = [(place, level, rate) for place, level in enumerate(levels) if (rate := level["rates"][label]) and rate["value"] is not None]
+    curves: dict[Any, list[Any]] = {}
+    for place, level, rate in measured:
+        curves.setdefault(level["curve"] or place, []).append((place, level, rate))
+    dash, symbol = _PROBED[label]
+    paint = LABEL_COLOURS[label]
+    traces: list[dict[str, Any]] = []
+    for points in curves.values():
+        triples = [_triple(rate) for _, _, rate in points]
+        said = [
+            f"<b>{escape(level['name'])}</b><br>{RATE_NAMES[label]} {_range(triple)}<br>{rate['hits']} of {rate['judged']} judged, {rate['unjudged']} unjudged"
+            + (f"<br>against unchanged: {told}" if (told := level["differences"][label]) else "")
+            for triple, (_, level, rate) in zip(triples, points, strict=True)
+        ]
+        looks = {"line": {"color": paint, "dash": dash, "width": 2}, "marker": {"symbol": symbol, "size": 8, "color": paint}, "cliponaxis": False}
+        words = {"name": RATE_NAMES[label], "legendgroup": label, "showlegend": not traces, "customdata": said, "hovertemplate": "%{customdata}<extra></extra>"}
+        where = {"x": [place + aside for place, _, _ in points], "y": [100 * value for value, _, _ in triples], "mode": _mode(points)}
+        traces.append({**where, **words, **looks, "error_y": _bars(*zip(*triples, strict=True), color=paint, thickness=1.5, width=4)})
+    return traces
 
 
 def _mode(points: Sequence[Any]) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 from docward.errors import DocumentError, RunError
 from docward.records import read_lines, text_hash, typed, write_text
 from docward.report import audit as audits
-from docward.report import figures, trying, values
+from docward.report import figures, robustness, trying, values
 from docward.report import tuning as tunings
 from docward.report.figures import RATE_NAMES, SETS
 from docward.types import Label, Outcome, Rate, Reply, Verdict
@@ -56,6 +56,7 @@ class _Run:
     audit: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     tuning: dict[str, Any] = field(default_factory=dict)
+    suites: list[dict[str, Any]] = field(default_factory=list)
     recipe: str = ""
 
     @property
@@ -91,14 +92,16 @@ def _read_run(run: Path) -> _Run:
     if not isinstance(models, dict) or not models:
         raise RunError(f"{path}: `models` holds no model, wanted an object like {{'untuned': ..., 'defended': ...}}. {again}")
     order = sorted(models, key=lambda name: (name != _FIRST, name != _MAIN))
+    folders = {name: run if alone else run / "evaluation" / name for name in order}
     return _Run(
         name=run.resolve().name,
         models={name: _checked(models[name], f"{path}, model {name}", again) for name in order},
-        folders={name: run if alone else run / "evaluation" / name for name in order},
+        folders=folders,
         surface=None if alone or not metrics.get("surface") else _checked(metrics["surface"], f"{path}, surface", again),
         paired=[] if alone else list(metrics.get("paired") or []),
         seconds=metrics.get("seconds") or {},
         peak_memory_mib=metrics.get("peak_memory_mib"),
+        suites=robustness.view(folders.get(_MAIN, folders[order[-1]])),
         **_read_making(run, again),
     )
 
@@ -343,6 +346,7 @@ def _figures(run: _Run) -> dict[str, Any]:
         "probes": figures.probe_curves(run.tuning["probes"].rows, **steps),
         "words": figures.word_lengths(values.mapping(run.audit.get("words"))),
         "tells": figures.surface_tells(audits.tells(run.audit)),
+        **{f"suite-{suite['name']}": figures.suite_curves(suite["levels"]) for suite in run.suites},
     }
     return {name: json.loads(figure.to_json()) for name, figure in drawn.items() if figure is not None}
 
@@ -379,6 +383,7 @@ def _render(run: _Run) -> str:
         "idle": trying.idle(run.models),
         "names": RATE_NAMES,
         "utility": _utility(run),
+        "robustness": run.suites,
         "limits": {"set": SAMPLES_PER_SET, "mistakes": MISTAKES_PER_SET, "text": TEXT_LIMIT},
         "allowed": Markup(" ".join(_allowance(script) for script in scripts.values() if script)),  # base64 and quotes of our own
         "scripts": {name: Markup(script) for name, script in scripts.items()},  # plotly's and our own code, no text of the run
