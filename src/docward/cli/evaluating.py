@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.table import Table
 
+from docward import processes
 from docward.cli.showing import bars, console, rates_table
 from docward.documents.reading import by_label, read_documents, starter_documents, unique_documents
-from docward.errors import DocumentError
+from docward.errors import DocumentError, RunError
 from docward.evaluation.evaluating import Settings, evaluate
 from docward.evaluation.judges import get_judge
 from docward.evaluation.judging import Estimate, Validation, judge_file
-from docward.models import load
+from docward.models import Loaded
 from docward.report.page import write_report
+from docward.servers import Server
 from docward.types import Document, Label, Split
 
 
-def evaluate_files(model: str, adapter: Path | None, sources: list[str], settings: Settings, limit: int | None, output_dir: Path) -> None:
-    """Evaluate a model on labelled files (or the starter's held-out documents) and print its rates."""
+def evaluate_files(name: str, opened: Callable[[], Loaded | Server], sources: list[str], settings: Settings, limit: int | None, output_dir: Path) -> None:
+    """Evaluate a model on labelled files (or the starter's held-out documents) and print its rates; one process speaks for all.
+
+    Raises:
+        RunError: a server did not give all replies; what it gave is kept and shown.
+    """
     get_judge(settings.judge)
     documents = gather(sources, limit)
-    with bars() as progress:
-        progress(f"loading {model}", 0, 0)
-        loaded = load(model, adapter=adapter)
-        metrics = evaluate(loaded, documents, settings, output_dir, progress=progress)
+    with bars() if not processes.rank() else nullcontext(lambda *_: None) as progress:
+        progress(f"loading {name}", 0, 0)
+        metrics = evaluate(opened(), documents, settings, output_dir, progress=progress)
+    if processes.rank():
+        return
     out = console()
     out.print(rates_table({"model": metrics}))
     if (cut := metrics["dropped"])["replies"]:
         out.print(f"{cut['replies']} prompts were longer than the model's context: {cut['tokens']} document tokens were cut from the middle.")
     out.print(f"Replies, verdicts, metrics: {output_dir}\nReport: {write_report(output_dir)}", soft_wrap=True)
+    if (missing := metrics["missing"])["replies"]:
+        reasons = "; ".join(f"{why} ({times})" for why, times in Counter(missing["why"]).most_common(3))
+        raise RunError(
+            f"{missing['replies']} of {len(documents) * len(settings.tasks)} replies did not come and are in no rate above: {reasons}. "
+            "Run the same command again: only those are asked for."
+        )
 
 
 def gather(sources: list[str], limit: int | None) -> list[Document]:

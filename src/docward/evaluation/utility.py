@@ -7,10 +7,12 @@ In: replies, and the untuned model's replies to the same prompts where there are
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from docward.types import Label, Reply
+
+DRAWS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class Utility:
     high: float
 
 
-def utility(replies: Sequence[Reply], *, originals: Mapping[str, str], untuned: Mapping[str, str] | None = None) -> list[Utility]:
+def utility(replies: Iterable[Reply], *, originals: Mapping[str, str], untuned: Mapping[str, str] | None = None) -> list[Utility]:
     """Score replies to sensitive and ordinary documents.
 
     Args:
@@ -67,7 +69,7 @@ def chrf(reply: str, reference: str) -> float:
 def _mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     import numpy as np
 
-    scores = np.array(values)
-    draws = scores[np.random.default_rng(0).integers(0, len(scores), (2000, len(scores)))].mean(1)
+    scores, random = np.array(values), np.random.default_rng(0)
+    draws = [scores[random.integers(0, len(scores), len(scores))].mean() for _ in range(DRAWS)]  # one by one: together they may not fit in memory
     low, high = np.quantile(draws, [0.025, 0.975])
     return float(scores.mean()), float(low), float(high)
