@@ -24,6 +24,7 @@ from docward.records import text_hash
 
 AT_ONCE = 8  # requests on their way to a server
 TIMEOUT = 120.0  # seconds from a question to the last byte of its answer
+CONNECT = 15.0  # seconds of them until the server has picked up
 RETRIES = 5  # of one question
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds, doubled from try to try: half a minute over five retries, a quarter on average
 LONGEST_ASKED = 300.0  # seconds that a server may ask for by Retry-After; one that asks for more is not waited for
@@ -80,7 +81,7 @@ class Server:
             ModelError: the `servers` extra is not installed, the address is none or holds a password, or OPENAI_API_KEY cannot be a key.
         """
         try:
-            from openai import OpenAI
+            from openai import OpenAI, Timeout
         except ImportError as error:
             raise ModelError("A model behind a server needs the `servers` extra: pip install 'docward[servers]'.") from error
         self.base_url, self.name, self.concurrency, self.timeout = _checked(base_url), model, concurrency, timeout
@@ -89,7 +90,7 @@ class Server:
         if not (self._key.isascii() and self._key.isprintable()):
             raise ModelError("OPENAI_API_KEY holds characters that no key has (a line end, an accent). Set it again.")
         self._not_before = 0.0  # by the monotonic clock: the server asked to be left alone until then
-        self._client: Any = OpenAI(base_url=self.base_url, api_key=self._key or "none", max_retries=0, timeout=timeout)
+        self._client: Any = OpenAI(base_url=self.base_url, api_key=self._key or "none", max_retries=0, timeout=Timeout(timeout, connect=min(timeout, CONNECT)))
 
     def ask(self, questions: Iterable[Question], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0) -> Iterator[list[Answer | Failure]]:
         """Ask with `concurrency` questions always on their way, begun in the order given; yields what has come since the last time.
@@ -174,11 +175,11 @@ class Server:
                 said = self._body(response, end)
         except APIStatusError as error:
             raise self._status_trouble(error) from None
-        except APITimeoutError:
-            raise self._late() from None
         except APIConnectionError as error:
-            refused = type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout", "UnsupportedProtocol")
-            raise _Trouble("the server cannot be reached" if refused else "the connection broke", unreachable=refused) from None
+            cause = type(error.__cause__).__name__  # of httpx, whichever one openai came with
+            if cause in ("ConnectError", "ConnectTimeout"):
+                raise _Trouble("the server cannot be reached", unreachable=True) from None
+            raise (self._late() if isinstance(error, APITimeoutError) else _Trouble("the connection broke")) from None
         except OpenAIError as error:
             raise _Trouble(f"{type(error).__name__}") from None
         return self._read(question.key, said)
@@ -195,7 +196,7 @@ class Server:
                     raise _Trouble(f"an answer of over {LARGEST // 2**20} MiB")
         except _Trouble:
             raise
-        except Exception as error:  # of httpx, whichever one openai came with
+        except Exception as error:  # of httpx again
             raise (self._late() if "Timeout" in type(error).__name__ else _Trouble("the connection broke in the middle of an answer")) from None
         return bytes(said)
 

@@ -192,20 +192,24 @@ def model_metrics(
     replies: Iterable[Reply], verdicts: Iterable[Verdict], *, originals: Mapping[str, str], untuned: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """What `metrics.json` says of one model; replies and verdicts are gone through more than once."""
-    cut = [reply.dropped for reply in replies if reply.dropped]
     return {
         "rates": [asdict(rate) for rate in rates(verdicts)],
         "pooled": {name: asdict(rate) for name, rate in pooled(verdicts).items()},
         "balance": (found := balance(verdicts)) and asdict(found),
-        "documents": _documents(replies),
-        "dropped": {"replies": len(cut), "tokens": sum(cut)},
+        **_extent(replies),
         "utility": [asdict(one) for one in utility(replies, originals=originals, untuned=untuned)],
     }
 
 
-def _documents(replies: Iterable[Reply]) -> dict[str, int]:
-    labels = {reply.document_id: reply.label for reply in replies}
-    return {label.value: sum(one == label for one in labels.values()) for label in Label}
+def _extent(replies: Iterable[Reply]) -> dict[str, dict[str, int]]:
+    """How many documents of each label there are, and what was cut of them."""
+    labels: dict[str, Label] = {}
+    cut = tokens = 0
+    for reply in replies:
+        labels[reply.document_id] = reply.label
+        cut, tokens = cut + (reply.dropped > 0), tokens + reply.dropped
+    found = Counter(labels.values())
+    return {"documents": {label.value: found[label] for label in Label}, "dropped": {"replies": cut, "tokens": tokens}}
 
 
 def compare(first: Path, second: Path, originals: Mapping[str, str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
