@@ -77,6 +77,12 @@ def test_two_evaluations_into_one_folder_at_once_are_refused(tiny, tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_a_lock_that_a_kill_left_holds_nobody_up_and_a_finished_evaluation_leaves_none(tiny, tmp_path):
+    (tmp_path / ".lock").touch()
+    evaluate(tiny, some_documents(1), SETTINGS, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evaluation.json", "metrics.json", "replies.jsonl", "verdicts.jsonl"]
+
+
 def test_a_folder_of_another_evaluation_is_refused_and_left_alone(tiny, tmp_path):
     evaluate(tiny, some_documents(1), SETTINGS, tmp_path)
     before = (tmp_path / "replies.jsonl").read_bytes()
