@@ -3,6 +3,7 @@
 HOLD_AT=6     stand still before the seventh step, so that there is time to be killed in
 FLIP_JUDGE=1  a judge by coin: each reply's text and key decide its verdict, so that no reply can be missing or another one unnoticed
 AS_GPUS=1     Accelerate takes these CPU processes for ones with a GPU each, and so does not leave FSDP out
+HOLD_BATCH=2  generate in small batches, write how many there were to $HELD.<process>, and stand still after the second (0: never)
 PATIENCE=FILE process 0 writes there how long it would have waited for the other ones
 """
 
@@ -63,6 +64,22 @@ def _stand_still() -> None:
     time.sleep(3600)
 
 
+def small_batches(hold: int) -> None:
+    """Make evaluation take some of a few prompts, and stand still after batch `hold`."""
+    from docward.evaluation import evaluating
+
+    generate, held = evaluating.generate, Path(f"{os.environ['HELD']}.{os.environ['RANK']}")
+
+    def generated(*given: Any, **options: Any) -> Any:
+        for number, batch in enumerate(generate(*given, **options | {"max_batch_tokens": 600}), 1):
+            yield batch  # and now it is on disk
+            held.write_text(str(number))
+            if number == hold:
+                time.sleep(3600)
+
+    evaluating.generate = generated
+
+
 def main() -> None:
     if os.environ.get("AS_GPUS"):
         os.environ["ACCELERATE_USE_CPU"] = "true"
@@ -71,6 +88,8 @@ def main() -> None:
         from docward.tuning import probing
 
         probing.get_judge = lambda _: FlipJudge()  # type: ignore[assignment]
+    if batch := os.environ.get("HOLD_BATCH"):
+        small_batches(int(batch))
     if at := os.environ.get("HOLD_AT"):
         hold(int(at), _stand_still)
     from docward.cli.main import main as docward

@@ -4,41 +4,88 @@ from __future__ import annotations
 
 import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
+from typing import Any
+
+STATUS = {"500": 500, "401": 401, "404": 404, "400": 400, "429": 429}
 
 
 class ChatServer:
-    """Answers with `replies` in turn; after `after` answers it is in `trouble`: `500`, `nonsense` or `no choices`."""
+    """Answers with `replies` in turn, or with what `says` makes of a request; requests number `after` to `until` meet its `trouble`.
+
+    Troubles: `500`, `400`, `401`, `404`, `429` (with `retry_after`), `nonsense`, `no choices`, `no text`, `cut` (the connection ends in the middle), `hang`,
+    `drip` (a blank every tenth of a second, for ever). Every error says `words`. `most` is how many requests were there at once.
+    """
 
     def __init__(self) -> None:
-        self.replies, self.requests, self.trouble, self.after = ["Yes."], [], "", 0
+        self.replies, self.requests, self.trouble, self.after, self.until = ["Yes."], [], "", 0, 1_000_000
+        self.says: Any = None
+        self.words, self.retry_after, self.pause = "it is broken", "", 0.0
+        self.keys: list[str] = []
+        self.here = self.most = 0
+        self.closing = Event()
         self._lock = Lock()
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send(200, json.dumps({"object": "list", "data": [{"id": "big", "object": "model"}, {"id": owner.keys[-1], "object": "model"}]}).encode())
+
             def do_POST(self) -> None:
                 asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with owner._lock:
                     number = len(owner.requests)
                     owner.requests.append(asked)
-                status, body = owner.answer(number)
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+                    owner.keys.append(self.headers["Authorization"].removeprefix("Bearer "))
+                    owner.here += 1
+                    owner.most = max(owner.most, owner.here)
+                owner.closing.wait(owner.pause)
+                with owner._lock:
+                    owner.here -= 1
+                trouble = owner.trouble if owner.after <= number < owner.until else ""
+                if trouble == "hang":
+                    owner.closing.wait()
+                elif trouble == "drip":
+                    self.drip()
+                elif trouble == "cut":
+                    self.send(200, b'{"choices": [{"mess', length=500)
+                else:
+                    self.send(*owner.answer(number, asked, trouble))
+
+            def drip(self) -> None:
+                self.send(200, b"", length=1_000_000)
+                while not owner.closing.wait(0.1):
+                    try:
+                        self.wfile.write(b" ")
+                    except OSError:
+                        return
+
+            def send(self, status: int, body: bytes, *, length: int | None = None) -> None:
+                try:
+                    self.send_response(status)
+                    self.send_header("Content-Type", "application/json")
+                    self.send_header("Content-Length", str(len(body) if length is None else length))
+                    if status == 429 and owner.retry_after:
+                        self.send_header("Retry-After", owner.retry_after)
+                    self.end_headers()
+                    self.wfile.write(body)
+                except OSError:  # who asked has gone
+                    pass
 
             def log_message(self, *_: object) -> None:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
 
-    def answer(self, number: int) -> tuple[int, bytes]:
-        if self.trouble and number >= self.after:
-            return {"500": (500, b"{}"), "nonsense": (200, b"<html>"), "no choices": (200, b'{"choices": []}')}[self.trouble]
-        message = {"role": "assistant", "content": self.replies[number % len(self.replies)]}
+    def answer(self, number: int, asked: dict[str, Any], trouble: str) -> tuple[int, bytes]:
+        if trouble in STATUS:
+            return STATUS[trouble], json.dumps({"error": {"message": self.words.format(key=self.keys[number])}}).encode()
+        if trouble in ("nonsense", "no choices"):
+            return 200, {"nonsense": b"<html>", "no choices": b'{"choices": []}'}[trouble]
+        text = self.says(asked) if self.says else self.replies[number % len(self.replies)]
+        message = {"role": "assistant", "content": [1] if trouble == "no text" else text.format(key=self.keys[number])}
         choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
         return 200, json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "big", "choices": choices}).encode()
 
@@ -47,5 +94,6 @@ class ChatServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.closing.set()
         self._server.shutdown()
         self._server.server_close()

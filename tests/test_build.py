@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from docward import asking
+from docward import asking, servers
 from docward.build import build_dataset
 from docward.dataset.saving import read_split
 from docward.documents import importing
@@ -238,7 +238,7 @@ def test_answers_of_a_server_are_the_benign_answers(built, tmp_path, server):
 
 @pytest.mark.parametrize("trouble", ["500", "nonsense", "no choices"])
 def test_a_server_in_trouble_ends_the_build_with_one_error_and_what_was_answered_is_kept(built, server, monkeypatch, trouble):
-    monkeypatch.setattr(asking, "RETRIES", 0)
+    monkeypatch.setattr(servers, "RETRIES", 0)
     server.trouble, server.after = trouble, 8
     given = {"answers": "teacher", "teacher": {"model_name_or_path": "big", "base_url": server.url}, "tasks": ["summarize"], "general": 0}
     with pytest.raises(ModelError, match="gave no answer of big"):

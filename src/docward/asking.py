@@ -6,20 +6,18 @@ Nothing is asked twice: replies are kept in the user's cache by model and prompt
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from docward.dataset.answering import AnswerCache, answer_key, not_an_attempt
 from docward.dataset.auditing import ExampleCounts
 from docward.errors import ModelError, RecipeError
 from docward.models import cache_dir
 from docward.recipe import Recipe, Teacher
-from docward.records import text_hash
 from docward.rendering import compose
+from docward.servers import Answer, Failure, Question, Server
 from docward.types import Example, Outcome, Split, Task, Want
 
 if TYPE_CHECKING:
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 Replies = Mapping[str, tuple[str, bool]]  # example id -> text, and whether it ended before the token limit
 SUSCEPTIBLE = 20  # malicious training documents a task: a share to within some 20 points, which is what the weights need
-AT_ONCE = 8  # requests on their way to a server
-RETRIES = 5  # of one request, with the client's own back-off: half a minute in all
 
 
 class Voice(Protocol):
@@ -64,51 +60,34 @@ class LocalVoice:
 
 
 class ServerVoice:
-    """A model behind an OpenAI-compatible server. The key comes from OPENAI_API_KEY and is never written anywhere."""
+    """A model behind an OpenAI-compatible server."""
 
     def __init__(self, section: Teacher, *, temperature: float, seed: int) -> None:
         """Answer through `section.base_url`.
 
         Raises:
-            ModelError: the `servers` extra is not installed.
+            ModelError: the `servers` extra is not installed, or the address is none.
         """
-        try:
-            from openai import OpenAI
-        except ImportError as error:
-            raise ModelError("A teacher behind a server needs the `servers` extra: pip install 'docward[servers]'.") from error
-        self.section, self.temperature, self.seed = section, temperature, seed
+        self.server = Server(str(section.base_url), section.model_name_or_path)
+        self.max_new_tokens, self.temperature, self.seed = section.max_new_tokens, temperature, seed
         self.title = f"answers of {section.model_name_or_path}"
-        self.fingerprint = text_hash(str(section.base_url), section.model_name_or_path)
+        self.fingerprint = self.server.fingerprint
         self.settings = f"{section.max_new_tokens} {temperature} {seed}"
-        self._client: Any = OpenAI(base_url=section.base_url, api_key=os.environ.get("OPENAI_API_KEY") or "none", max_retries=RETRIES, timeout=120)
 
     def answers(self, examples: Sequence[Example]) -> Iterator[Replies]:
-        """Answer with eight requests at once.
+        """Answer as the answers come.
 
         Raises:
-            ModelError: the server cannot be reached, refuses, or answers nonsense, also after five retries.
+            ModelError: the server cannot be reached, refuses, or answers nonsense, also after all retries.
         """
-        from concurrent.futures import ThreadPoolExecutor
-
-        rest = iter(examples)
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            while some := list(islice(rest, AT_ONCE)):
-                yield dict(zip((one.id for one in some), pool.map(self._ask, some), strict=True))
-
-    def _ask(self, example: Example) -> tuple[str, bool]:
-        from openai import OpenAIError
-
-        messages = [{"role": "system", "content": example.system}] if example.system else []
-        messages.append({"role": "user", "content": compose(example.document, example.instruction, example.position)})
-        asked = {"model": self.section.model_name_or_path, "max_tokens": self.section.max_new_tokens, "temperature": self.temperature, "seed": self.seed}
-        try:
-            choice = self._client.chat.completions.create(messages=messages, **asked).choices[0]
-            return str(choice.message.content or ""), choice.finish_reason != "length"
-        except (OpenAIError, ValueError, TypeError, IndexError, AttributeError) as error:  # the last four: an answer that is not of the protocol
-            raise ModelError(
-                f"The server {self.section.base_url} gave no answer of {self.section.model_name_or_path}: {type(error).__name__}: {str(error)[:200]} "
-                "Check dataset.teacher; answers that came are kept, so run the same command again."
-            ) from error
+        questions = (Question(one.id, compose(one.document, one.instruction, one.position), one.system) for one in examples)
+        for batch in self.server.ask(questions, max_new_tokens=self.max_new_tokens, temperature=self.temperature, seed=self.seed):
+            yield {one.key: (one.text, one.finished) for one in batch if isinstance(one, Answer)}
+            if failed := [one for one in batch if isinstance(one, Failure)]:
+                raise ModelError(
+                    f"The server {self.server.base_url} gave no answer of {self.server.name}: {failed[0].why}. "
+                    "Check dataset.teacher; answers that came are kept, so run the same command again."
+                )
 
 
 def whole_sentences(text: str, finished: bool) -> str:

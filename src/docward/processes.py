@@ -63,7 +63,7 @@ def wait() -> None:
     if state.num_processes != count():
         raise UsageError(
             f"{count()} processes were started for accelerators that talk to each other, and this machine has none. Launch them with "
-            "recipes/accelerate/ddp_cpu.yaml, or tune without a launcher."
+            "recipes/accelerate/ddp_cpu.yaml or --cpu, or do without a launcher."
         )
     state.wait_for_everyone()
 
@@ -84,6 +84,15 @@ def on_main(do: Callable[[], Found]) -> Found:
     if told[1] is not None:
         raise told[1]
     return cast(Found, told[0])
+
+
+def gathered(mine: Found) -> list[Found]:
+    """What each process has found, by its number. All processes must call it."""
+    if count() == 1:
+        return [mine]
+    from accelerate.utils import gather_object
+
+    return cast(list[Found], gather_object([mine]))
 
 
 def give_way() -> None:

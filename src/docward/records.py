@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, TypeVar, cast
@@ -262,6 +263,18 @@ def _decoded(raw: bytes, path: Path, number: int, encoding: str) -> str:
 def read_rows(path: Path, kind: type[Record]) -> list[Record]:
     """Read all records of a JSONL file."""
     return [typed(kind, row, where=f"{path}:{number}") for number, row in read_lines(path)]
+
+
+class Rows(Iterable[Record]):
+    """The records of a JSONL file, read anew each time they are gone through, so that they never stand in memory together."""
+
+    def __init__(self, path: Path, kind: type[Record], *, first: int | None = None) -> None:
+        """Give the `first` records of `path`; None: all."""
+        self.path, self.kind, self.first = path, kind, first
+
+    def __iter__(self) -> Iterator[Record]:
+        """Read from the beginning."""
+        return (typed(self.kind, row, where=f"{self.path}:{number}") for number, row in islice(read_lines(self.path), self.first))
 
 
 def file_hash(path: Path) -> str:

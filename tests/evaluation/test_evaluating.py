@@ -5,6 +5,7 @@ import json
 import pytest
 
 from docward.errors import RunError
+from docward.evaluation.collecting import held
 from docward.evaluation.evaluating import Settings, compare, evaluate, planned_replies, wording_of
 from docward.evaluation.utility import case_accuracy, chrf
 from docward.models import load
@@ -50,10 +51,36 @@ def test_a_stopped_evaluation_goes_on_and_ends_the_same(tiny, tmp_path):
     with (tmp_path / "stopped" / "replies.jsonl").open("ab") as log:
         log.write(b'{"key": "torn')  # what a kill leaves behind
     assert evaluate(tiny, documents, settings, tmp_path / "stopped") == whole
-    after = (tmp_path / "stopped" / "replies.jsonl").read_bytes()
-    assert before
-    assert after.startswith(before)
-    assert sorted(after.splitlines()) == sorted((tmp_path / "whole" / "replies.jsonl").read_bytes().splitlines())
+    assert 0 < len(before.splitlines()) < 24
+    for name in ("replies.jsonl", "verdicts.jsonl", "metrics.json"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_replies_stand_in_the_order_of_documents_and_tasks_and_those_of_a_larger_evaluation_stay(tiny, tmp_path):
+    documents = some_documents(2)
+    evaluate(tiny, documents, SETTINGS, tmp_path)
+    larger = (tmp_path / "replies.jsonl").read_text().splitlines()
+    assert [json.loads(line)["key"] for line in larger] == [one.key for one in planned_replies(documents, SETTINGS)]
+    metrics = evaluate(tiny, documents[:2:-1], SETTINGS, tmp_path)
+    after = (tmp_path / "replies.jsonl").read_text().splitlines()
+    assert after[:6] == [line for one in documents[:2:-1] for line in larger if json.loads(line)["document_id"] == one.id]
+    assert sorted(after) == sorted(larger)
+    assert sum(metrics["documents"].values()) == 3
+    assert len((tmp_path / "verdicts.jsonl").read_text().splitlines()) == 6
+
+
+def test_two_evaluations_into_one_folder_at_once_are_refused(tiny, tmp_path):
+    evaluate(tiny, some_documents(1), SETTINGS, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with held(tmp_path), pytest.raises(RunError, match="Another process is evaluating into"):
+        evaluate(tiny, some_documents(2), SETTINGS, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_lock_that_a_kill_left_holds_nobody_up_and_a_finished_evaluation_leaves_none(tiny, tmp_path):
+    (tmp_path / ".lock").touch()
+    evaluate(tiny, some_documents(1), SETTINGS, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evaluation.json", "metrics.json", "replies.jsonl", "verdicts.jsonl"]
 
 
 def test_a_folder_of_another_evaluation_is_refused_and_left_alone(tiny, tmp_path):

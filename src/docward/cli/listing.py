@@ -93,6 +93,7 @@ def _models() -> Table:
     for name, alias in ALIASES.items():
         table.add_row(name, alias.hub_id, alias.license, "yes" if (cache_dir() / name / "config.json").is_file() else "no: fetched on first use")
     table.add_row("any Hub id, folder or .gguf file", "", "its own", "")
+    table.add_row("with --base-url: any name that a server has", "", "its own", "")
     return table
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -92,7 +93,9 @@ def _folder(recipe: Path, given: Path | None) -> Path:
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Option(help="Alias, Hub id, folder of a model or adapter, or .gguf file.", show_default=False)],
+    model: Annotated[
+        str, typer.Option(help="Alias, Hub id, folder of a model or adapter, or .gguf file; with --base-url the server's name for it.", show_default=False)
+    ],
     output_dir: Annotated[Path, typer.Option(help="Where replies, verdicts, metrics and the report go.", show_default=False)],
     adapter: Annotated[Path | None, typer.Option(help="A LoRA adapter for that model.", show_default=False)] = None,
     documents: Annotated[
@@ -114,17 +117,28 @@ def evaluate(
         list[str] | None, typer.Option(help="A robustness suite (docward list suites), or all. Repeatable; default: none.", show_default=False)
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of what suites leave to chance.")] = 0,
+    base_url: Annotated[
+        str | None,
+        typer.Option(help="A server of the OpenAI protocol, such as http://localhost:8000/v1; the key comes from OPENAI_API_KEY.", show_default=False),
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Requests on their way to a server at once.")] = 8,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that a reply of a server may take.")] = 120,
 ) -> None:
-    """Replies, verdicts and rates of any model on any documents."""
+    """Replies, verdicts and rates of any model on any documents. Also on many devices: accelerate launch -m docward evaluate ..."""
     from docward.cli.evaluating import evaluate_files
     from docward.evaluation.evaluating import Settings
+    from docward.models import load
+    from docward.servers import Server
     from docward.tasks import get_tasks
 
     if wordings not in ("seen", "unseen"):
         raise RecipeError(f"--wordings {wordings}: allowed are seen and unseen.")
     named = get_tasks([name.strip() for name in tasks.split(",") if name.strip()])
     settings = Settings(tuple(named), wordings=wordings, judge=judge, max_new_tokens=max_new_tokens)
-    evaluate_files(model, adapter, documents or [], settings, limit, output_dir, correct_with=correct_with, suites=suite or [], seed=seed)
+    if base_url and adapter:
+        raise UsageError("--adapter goes with a model that is loaded here. Behind --base-url, name the adapter as the server does: --model NAME.")
+    opened = partial(Server, base_url, model, concurrency=concurrency, timeout=timeout) if base_url else partial(load, model, adapter=adapter)
+    evaluate_files(model, opened, documents or [], settings, limit, output_dir, correct_with=correct_with, suites=suite or [], seed=seed)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -47,12 +47,12 @@ class Attempts:
     high: float | None
 
 
-def attempts(replies: Sequence[Reply], verdicts: Sequence[Verdict]) -> list[Attempts]:
+def attempts(replies: Iterable[Reply], verdicts: Iterable[Verdict]) -> list[Attempts]:
     """Count attempts among the complied replies, by set and task in the order of first appearance, then by set over all tasks."""
     outcome = {verdict.key: verdict.outcome for verdict in verdicts}
-    why = {reply.key: (reply, no_attempt(reply)) for reply in replies if outcome.get(reply.key) == Outcome.COMPLIED}
+    complied = (reply for reply in replies if outcome.get(reply.key) == Outcome.COMPLIED)
     # Counted by the same code as rates: there a verdict `refused` is a hit, here an attempt is.
-    hits = [Verdict.on(reply, Outcome.COMPLIED if reason else Outcome.REFUSED, judge="", why=reason) for reply, reason in why.values()]
+    hits = [Verdict.on(reply, Outcome.COMPLIED if (why := no_attempt(reply)) else Outcome.REFUSED, judge="", why=why) for reply in complied]
     return [_counted(rate, hits) for rate in [*rates(hits), *pooled(hits).values()]]
 
 

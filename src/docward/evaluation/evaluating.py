@@ -1,25 +1,32 @@
 """The evaluation stage: documents x tasks -> replies -> verdicts -> metrics.
 
-In: a loaded model and documents. Out: a folder with `replies.jsonl` (appended as they come), `verdicts.jsonl` and `metrics.json`. Generating and judging
-are separate steps, so a judge can be changed without generating again.
+In: a loaded model, or one behind a server, and documents. Out: a folder with `replies.jsonl` (appended as they come, put in order at the end),
+`verdicts.jsonl` and `metrics.json`. Generating and judging are separate steps, so a judge can be changed without generating again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from docward import processes
 from docward.errors import RunError
 from docward.evaluation.attempts import attempts
-from docward.evaluation.generating import Prompt, generate
-from docward.evaluation.judges import get_judge
+from docward.evaluation.collecting import AT_A_TIME, held, own_file, put_in_order, share, take_in
+from docward.evaluation.generating import Generated, Prompt, generate
+from docward.evaluation.judges import Judge, get_judge
 from docward.evaluation.judging import judge_replies
 from docward.evaluation.rates import advice, balance, differences, paired, pooled, rates
 from docward.evaluation.utility import retention, utility
 from docward.models import Loaded
-from docward.records import KeyedLog, read_rows, write_json, write_rows
+from docward.records import KeyedLog, Rows, read_rows, write_json, write_rows
+from docward.rendering import compose
+from docward.servers import Failure, Question, Server
 from docward.tasks import document_for
 from docward.types import Document, Label, Reply, Task, Verdict
 
@@ -58,38 +65,94 @@ def planned_replies(documents: Sequence[Document], settings: Settings) -> list[R
     return planned
 
 
-def evaluate(loaded: Loaded, documents: Sequence[Document], settings: Settings, folder: Path, *, progress: Progress = lambda *_: None) -> dict[str, Any]:
+def evaluate(
+    model: Loaded | Server, documents: Sequence[Document], settings: Settings, folder: Path, *, progress: Progress = lambda *_: None
+) -> dict[str, Any]:
     """Evaluate a model into a folder, going on where an earlier run stopped; returns what `metrics.json` holds.
 
+    Where a launcher started several processes, all of them must call it; documents are dealt out to them. Replies that a server did not give are none:
+    `missing` in the metrics counts them and says why, and the next run asks for those alone.
+
     Raises:
-        RunError: the folder holds replies of another model or with other settings, or another process is writing there.
+        RunError: the folder holds replies of another model or with other settings, or another process is writing there, or a server gave no reply at all.
+        ModelError: a server has no such model, or lets nobody in with this key.
     """
-    planned = planned_replies(documents, settings)
-    claim_folder(folder, loaded, settings)
-    with KeyedLog(folder / "replies.jsonl") as log:
-        missing = {reply.key: reply for reply in planned if reply.key not in log.keys}
-        done = len(planned) - len(missing)
-        progress("replies", done, len(planned))
-        prompts = [Prompt(reply.key, reply.document, reply.instruction, system=settings.system) for reply in missing.values()]
-        limits: dict[str, Any] = {"max_batch_tokens": settings.max_batch_tokens, "max_length": settings.max_length}
-        for batch in generate(loaded, prompts, max_new_tokens=settings.max_new_tokens, **limits):
-            log.append([_filled(missing[one.key], one.text, one.dropped, one.finished) for one in batch])
-            done += len(batch)
-            progress("replies", done, len(planned))
-    return judge_folder(folder, {document.id: document.text for document in documents}, judge=settings.judge, keys=[reply.key for reply in planned])
+    planned = {reply.key: reply for reply in planned_replies(documents, settings)}
+    processes.wait()
+    with ExitStack() as stack:
+        waiting, fingerprint = processes.on_main(lambda: _begin(stack, model, settings, folder, planned))
+        if fingerprint != model.fingerprint:
+            raise RunError(
+                f"Process {processes.rank()} holds other weights than process 0, or in another precision. Processes must stand on like machines: "
+                "CPUs that differ in their speed in bfloat16 load a model in different precisions."
+            )
+        why = processes.gathered(_collect(model, documents, [planned[key] for key in waiting], settings, folder, progress))
+        return processes.on_main(lambda: _finish(documents, settings, folder, list(planned), sum(why, Counter())))
+
+
+def _begin(stack: ExitStack, model: Loaded | Server, settings: Settings, folder: Path, planned: Iterable[str]) -> tuple[list[str], str]:
+    stack.enter_context(held(folder))
+    claim_folder(folder, model, settings)
+    there = take_in(folder)
+    return [key for key in planned if key not in there], model.fingerprint
+
+
+def _collect(
+    model: Loaded | Server, documents: Sequence[Document], waiting: Sequence[Reply], settings: Settings, folder: Path, progress: Progress
+) -> Counter[str]:
+    """Get this process's share of the waiting replies, each on disk as it comes; why some did not come."""
+    left = {reply.document_id for reply in waiting}
+    own = share([document for document in documents if document.id in left])
+    missing = {reply.key: reply for reply in waiting if reply.document_id in own}
+    total = len(documents) * len(settings.tasks) if processes.count() == 1 else len(missing)
+    done = total - len(missing)
+    what = "replies" if processes.count() == 1 else "replies, this process's share"
+    why: Counter[str] = Counter()
+    progress(what, done, total)
+    with KeyedLog(own_file(folder)) as log:
+        for batch in _replies(model, list(missing.values()), settings):
+            answers = [one for one in batch if isinstance(one, Generated)]
+            log.append([_filled(missing[one.key], one.text, one.dropped, one.finished) for one in answers])
+            why.update(one.why for one in batch if isinstance(one, Failure))
+            done += len(answers)
+            progress(what, done, total)
+    return why
+
+
+def _replies(model: Loaded | Server, asked: Sequence[Reply], settings: Settings) -> Iterator[Sequence[Generated | Failure]]:
+    """Replies in batches, as they come; a server is asked for all tasks of a document one after another, so that it reads a document once."""
+    if isinstance(model, Server):
+        questions = (Question(reply.key, compose(reply.document, reply.instruction), settings.system) for reply in asked)
+        for batch in model.ask(questions, max_new_tokens=settings.max_new_tokens):
+            yield [one if isinstance(one, Failure) else Generated(one.key, one.text, 0, one.finished) for one in batch]
+        return
+    prompts = [Prompt(reply.key, reply.document, reply.instruction, system=settings.system) for reply in asked]
+    limits: dict[str, Any] = {"max_batch_tokens": settings.max_batch_tokens, "max_length": settings.max_length}
+    yield from generate(model, prompts, max_new_tokens=settings.max_new_tokens, **limits)
+
+
+def _finish(documents: Sequence[Document], settings: Settings, folder: Path, keys: Sequence[str], why: Counter[str]) -> dict[str, Any]:
+    there = take_in(folder)
+    missing = sum(key not in there for key in keys)
+    if missing == len(keys):
+        reasons = "; ".join(f"{one} ({times})" for one, times in why.most_common(3))
+        raise RunError(f"Not one of {missing} replies came: {reasons}. Run the same command again once the server answers.")
+    originals = {document.id: document.text for document in documents}
+    return judge_folder(folder, originals, judge=settings.judge, keys=keys, missing={"replies": missing, "why": dict(why)})
 
 
 def _filled(reply: Reply, text: str, dropped: int, finished: bool) -> Reply:
     return Reply(**{**asdict(reply), "label": reply.label, "reply": text, "dropped": dropped, "finished": finished})
 
 
-def claim_folder(folder: Path, loaded: Loaded, settings: Settings, **more: str | int) -> None:
+def claim_folder(folder: Path, model: Loaded | Server, settings: Settings, **more: str | int) -> None:
     """Write down what this folder holds, or refuse if it holds something else; without a reply it holds nothing yet. `more` is part of what it holds.
 
     Raises:
         RunError: it holds the replies of another evaluation.
     """
-    mine = {"model": loaded.name, "adapter": loaded.adapter and str(loaded.adapter), "fingerprint": loaded.fingerprint}
+    mine: dict[str, Any] = {"model": model.name, "adapter": model.adapter and str(model.adapter), "fingerprint": model.fingerprint}
+    mine |= {"base_url": model.base_url} if isinstance(model, Server) else {}
     mine |= {name: getattr(settings, name) for name in ("wordings", "system", "max_new_tokens", "max_length")} | more
     place = folder / "evaluation.json"
     replies = folder / "replies.jsonl"
@@ -108,39 +171,59 @@ def claim_folder(folder: Path, loaded: Loaded, settings: Settings, **more: str |
         raise RunError(f"{folder} holds the replies of another evaluation ({found}). Choose another --output-dir, or delete that folder.")
 
 
-def judge_folder(folder: Path, originals: Mapping[str, str], *, judge: str, keys: Iterable[str] | None = None) -> dict[str, Any]:
-    """Judge the replies in a folder and write `verdicts.jsonl` and `metrics.json`; `keys` keeps only those replies, in that order."""
-    by_key = {reply.key: reply for reply in read_rows(folder / "replies.jsonl", Reply)}
-    replies = [by_key[key] for key in keys] if keys is not None else list(by_key.values())
-    verdicts = judge_replies(replies, get_judge(judge))
-    write_rows(folder / "verdicts.jsonl", verdicts)
-    metrics = model_metrics(replies, verdicts, originals=originals)
+def judge_folder(
+    folder: Path, originals: Mapping[str, str], *, judge: str, keys: Sequence[str] | None = None, missing: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Judge the replies in a folder and write `verdicts.jsonl` and `metrics.json`; `keys` keeps only those replies, in that order.
+
+    Replies are read from the file as they are needed: what grows in memory is their keys and the counts by document, not the texts.
+    """
+    first = None if keys is None else put_in_order(folder / "replies.jsonl", keys)
+    replies = Rows(folder / "replies.jsonl", Reply, first=first)
+    write_rows(folder / "verdicts.jsonl", _judged(replies, get_judge(judge)))
+    metrics = model_metrics(replies, Rows(folder / "verdicts.jsonl", Verdict), originals=originals)
+    metrics["missing"] = dict(missing or {"replies": 0, "why": {}})
     write_json(folder / "metrics.json", metrics)
     return metrics
 
 
+def _judged(replies: Iterable[Reply], judge: Judge) -> Iterator[Verdict]:
+    rest = iter(replies)
+    while some := list(islice(rest, AT_A_TIME)):
+        yield from judge_replies(some, judge)
+
+
 def model_metrics(
-    replies: Sequence[Reply],
-    verdicts: Sequence[Verdict],
+    replies: Iterable[Reply],
+    verdicts: Iterable[Verdict],
     *,
     originals: Mapping[str, str],
     untuned: Mapping[str, str] | None = None,
-    against: Sequence[Verdict] = (),
+    against: Iterable[Verdict] = (),
 ) -> dict[str, Any]:
-    """What `metrics.json` says of one model; `untuned` holds the untuned model's replies by key, `against` its verdicts."""
-    cut = [reply.dropped for reply in replies if reply.dropped]
+    """What `metrics.json` says of one model; `untuned` holds the untuned model's replies by key, `against` its verdicts. All are read more than once."""
     return {
         "rates": [asdict(rate) for rate in rates(verdicts)],
         "pooled": {name: asdict(rate) for name, rate in pooled(verdicts).items()},
         "balance": (found := balance(verdicts)) and asdict(found),
         "attempts": [asdict(one) for one in attempts(replies, verdicts)],
-        "documents": {label.value: len({reply.document_id for reply in replies if reply.label == label}) for label in Label},
-        "dropped": {"replies": len(cut), "tokens": sum(cut)},
+        **_extent(replies),
         "utility": [asdict(one) for one in utility(replies, originals=originals, untuned=untuned)],
         "retention": [asdict(one) for one in retention(replies, originals=originals, untuned=untuned)] if untuned is not None else [],
         "differences": [asdict(one) for one in differences(verdicts, against)],
         "advice": advice(verdicts, against),
     }
+
+
+def _extent(replies: Iterable[Reply]) -> dict[str, dict[str, int]]:
+    """How many documents of each label there are, and what was cut of them."""
+    labels: dict[str, Label] = {}
+    cut = tokens = 0
+    for reply in replies:
+        labels[reply.document_id] = reply.label
+        cut, tokens = cut + (reply.dropped > 0), tokens + reply.dropped
+    found = Counter(labels.values())
+    return {"documents": {label.value: found[label] for label in Label}, "dropped": {"replies": cut, "tokens": tokens}}
 
 
 def compare(first: Path, second: Path, originals: Mapping[str, str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

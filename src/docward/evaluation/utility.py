@@ -7,7 +7,7 @@ In: replies, and the untuned model's replies to the same prompts where there are
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -66,7 +66,7 @@ class _Score:
     value: float
 
 
-def utility(replies: Sequence[Reply], *, originals: Mapping[str, str], untuned: Mapping[str, str] | None = None) -> list[Utility]:
+def utility(replies: Iterable[Reply], *, originals: Mapping[str, str], untuned: Mapping[str, str] | None = None) -> list[Utility]:
     """Score replies to sensitive and ordinary documents.
 
     Args:
@@ -82,7 +82,7 @@ def utility(replies: Sequence[Reply], *, originals: Mapping[str, str], untuned: 
     return found
 
 
-def retention(replies: Sequence[Reply], *, originals: Mapping[str, str], untuned: Mapping[str, str], margin: float = MARGIN) -> list[Retention]:
+def retention(replies: Iterable[Reply], *, originals: Mapping[str, str], untuned: Mapping[str, str], margin: float = MARGIN) -> list[Retention]:
     """What is kept of the untuned model's utility, one row a task and measure, on the prompts that both models answered.
 
     Args:
@@ -105,7 +105,7 @@ def retention(replies: Sequence[Reply], *, originals: Mapping[str, str], untuned
     return found
 
 
-def _scores(replies: Sequence[Reply], originals: Mapping[str, str], untuned: Mapping[str, str] | None) -> list[_Score]:
+def _scores(replies: Iterable[Reply], originals: Mapping[str, str], untuned: Mapping[str, str] | None) -> list[_Score]:
     """What benign replies are worth, by every measure that can be taken."""
     found = []
     for reply in replies:

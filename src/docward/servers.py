@@ -1,0 +1,284 @@
+"""Models behind a server of the OpenAI protocol (vLLM, `transformers serve`, llama.cpp's, the cloud ones): one client for teachers, judges and evaluation.
+
+In: the server's address, a model's name there, `Question` records. Out: `Answer` and `Failure` records as they come, not in the order of the questions.
+One real row: `Answer("fraud-01-m|case|0", "I can't help with that.", finished=True)`. The key comes from OPENAI_API_KEY and stands in nothing that goes out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from queue import Empty, SimpleQueue
+from threading import Event, Lock, Thread
+from typing import Any
+from urllib.parse import urlsplit
+
+from docward.errors import ModelError
+from docward.records import text_hash
+
+AT_ONCE = 8  # requests on their way to a server
+TIMEOUT = 120.0  # seconds from a question to the last byte of its answer
+CONNECT = 15.0  # seconds of them until the server has picked up
+RETRIES = 5  # of one question
+FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds, doubled from try to try: half a minute over five retries, a quarter on average
+LONGEST_ASKED = 300.0  # seconds that a server may ask for by Retry-After; one that asks for more is not waited for
+IN_A_ROW = 25  # questions without an answer, after which a plain one finds out whether the server answers at all
+LARGEST = 16 * 2**20  # bytes of an answer: one without an end must not fill the memory
+SECRET = 8  # characters: a shorter key is a stand-in such as EMPTY, and a word that a reply may hold
+TRANSIENT = frozenset({408, 409, 425, 429})  # besides 500 and above: what may be otherwise the next time
+REFUSED = frozenset({401, 403, 404})  # what no other question will change
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of a model; `key` names the answer."""
+
+    key: str
+    text: str
+    system: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was answered; `finished` is False where the token limit ended it."""
+
+    key: str
+    text: str
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A question without an answer, also after all retries, and why. `own`: it lies with this question (it is too long, say), not with the server."""
+
+    key: str
+    why: str
+    own: bool = False
+    unreachable: bool = False
+
+
+class _Trouble(Exception):  # noqa: N818 - one try that failed; not for callers
+    def __init__(self, why: str, *, retry: bool = True, after: float | None = None, unreachable: bool = False) -> None:
+        super().__init__(why)
+        self.why, self.retry, self.after, self.unreachable = why, retry, after, unreachable
+
+
+class Server:
+    """A model behind a server. `fingerprint` is of its address and name: what stands behind them cannot be looked at."""
+
+    adapter = None
+
+    def __init__(self, base_url: str, model: str, *, concurrency: int = AT_ONCE, timeout: float = TIMEOUT) -> None:
+        """Get ready to ask `model` at `base_url`, such as http://localhost:8000/v1; nothing is sent yet.
+
+        Raises:
+            ModelError: the `servers` extra is not installed, the address is none or holds a password, or OPENAI_API_KEY cannot be a key.
+        """
+        try:
+            from openai import OpenAI, Timeout
+        except ImportError as error:
+            raise ModelError("A model behind a server needs the `servers` extra: pip install 'docward[servers]'.") from error
+        self.base_url, self.name, self.concurrency, self.timeout = _checked(base_url), model, concurrency, timeout
+        self.fingerprint = text_hash(self.base_url, model)
+        self._key = os.environ.get("OPENAI_API_KEY", "").strip()
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise ModelError("OPENAI_API_KEY holds characters that no key has (a line end, an accent). Set it again.")
+        self._not_before = 0.0  # by the monotonic clock: the server asked to be left alone until then
+        self._client: Any = OpenAI(base_url=self.base_url, api_key=self._key or "none", max_retries=0, timeout=Timeout(timeout, connect=min(timeout, CONNECT)))
+
+    def ask(self, questions: Iterable[Question], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0) -> Iterator[list[Answer | Failure]]:
+        """Ask with `concurrency` questions always on their way, begun in the order given; yields what has come since the last time.
+
+        Ends early, without a word on the questions not yet asked, where the server cannot be reached or answers nothing any more.
+
+        Raises:
+            ModelError: the server knows no such model, or the key is wrong.
+        """
+        how = {"model": self.name, "max_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+        rest, turn, stop = iter(questions), Lock(), Event()
+        came: SimpleQueue[Answer | Failure | Exception | None] = SimpleQueue()
+
+        def work() -> None:
+            try:
+                while not stop.is_set():
+                    with turn:
+                        question = next(rest, None)
+                    if question is None:
+                        break
+                    came.put(self._answer(question, how, stop))
+            except Exception as error:  # raised again where the answers are taken
+                came.put(error)
+            came.put(None)
+
+        for _ in range(self.concurrency):
+            Thread(target=work, daemon=True).start()  # daemons: a hanging request must not keep the program
+        try:
+            yield from self._taken(came, how, stop)
+        finally:
+            stop.set()
+
+    def _taken(self, came: SimpleQueue[Answer | Failure | Exception | None], how: dict[str, Any], stop: Event) -> Iterator[list[Answer | Failure]]:
+        working, in_a_row = self.concurrency, 0
+        while working:
+            batch: list[Answer | Failure] = []
+            for one in _waiting(came):
+                if isinstance(one, Exception):
+                    if batch:
+                        yield batch
+                    raise one
+                working -= one is None
+                batch += [one] if one is not None else []
+            for one in batch:
+                in_a_row = 0 if isinstance(one, Answer) else in_a_row + (not one.own)
+            if batch:
+                yield batch
+            if any(isinstance(one, Failure) and one.unreachable for one in batch) or (in_a_row >= IN_A_ROW and self._is_dead(how, stop)):
+                return
+            in_a_row %= IN_A_ROW
+
+    def _is_dead(self, how: dict[str, Any], stop: Event) -> bool:
+        found = self._answer(Question("", "Say yes."), how | {"max_tokens": 1}, stop)
+        return isinstance(found, Failure) and not found.own
+
+    def _answer(self, question: Question, how: dict[str, Any], stop: Event) -> Answer | Failure:
+        """One question, until it is answered or RETRIES are used up: exponential back-off with full jitter (AWS Architecture Blog, 2015)."""
+        last = _Trouble("not asked any more")
+        for turn in range(RETRIES + 1):
+            if stop.wait(max(0.0, self._not_before - time.monotonic())):
+                break
+            try:
+                return self._try(question, how)
+            except _Trouble as trouble:
+                last = trouble
+            if not last.retry or (last.after or 0) > LONGEST_ASKED or turn == RETRIES:
+                break
+            if last.after is not None:
+                self._not_before = max(self._not_before, time.monotonic() + last.after)  # holds for all: they are one client to the server
+            else:
+                stop.wait(random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2**turn)))
+        return Failure(question.key, self._clean(last.why), own=not last.retry, unreachable=last.unreachable)
+
+    def _try(self, question: Question, how: dict[str, Any]) -> Answer:
+        from openai import APIConnectionError, APIStatusError, APITimeoutError, OpenAIError
+
+        messages = [{"role": "system", "content": question.system}] if question.system else []
+        messages.append({"role": "user", "content": question.text})
+        end = time.monotonic() + self.timeout
+        try:
+            with self._client.chat.completions.with_streaming_response.create(messages=messages, **how) as response:
+                said = self._body(response, end)
+        except APIStatusError as error:
+            raise self._status_trouble(error) from None
+        except APIConnectionError as error:
+            cause = type(error.__cause__).__name__  # of httpx, whichever one openai came with
+            if cause in ("ConnectError", "ConnectTimeout"):
+                raise _Trouble("the server cannot be reached", unreachable=True) from None
+            raise (self._late() if isinstance(error, APITimeoutError) else _Trouble("the connection broke")) from None
+        except OpenAIError as error:
+            raise _Trouble(f"{type(error).__name__}") from None
+        return self._read(question.key, said)
+
+    def _body(self, response: Any, end: float) -> bytes:
+        """The whole answer, within the time and size allowed: a server may send a byte a minute for ever."""
+        said = bytearray()
+        try:
+            for some in response.iter_bytes():
+                said += some
+                if time.monotonic() > end:
+                    raise self._late()
+                if len(said) > LARGEST:
+                    raise _Trouble(f"an answer of over {LARGEST // 2**20} MiB")
+        except _Trouble:
+            raise
+        except Exception as error:  # of httpx again
+            raise (self._late() if "Timeout" in type(error).__name__ else _Trouble("the connection broke in the middle of an answer")) from None
+        return bytes(said)
+
+    def _late(self) -> _Trouble:
+        return _Trouble(f"no answer within {self.timeout:g} seconds")
+
+    def _read(self, key: str, said: bytes) -> Answer:
+        try:
+            choice = json.loads(said)["choices"][0]
+            words = choice["message"]
+            text = words.get("content") or words.get("refusal") or ""
+            if not isinstance(text, str):
+                raise TypeError("content is no text")
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+            raise _Trouble("an answer that is not of the protocol") from None
+        return Answer(key, self._clean(text).strip(), choice.get("finish_reason") != "length")
+
+    def _status_trouble(self, error: Any) -> _Trouble:
+        status = int(error.status_code)
+        body = error.body if isinstance(error.body, dict) else {}
+        words = next((body[name] for name in ("message", "detail") if isinstance(body.get(name), str)), "")  # not the whole: it may quote the document
+        words = "".join(letter if letter.isprintable() else " " for letter in self._clean(words))[:200].strip()
+        why = f"HTTP {status}" + (f": {words}" if words else "")
+        if status in REFUSED:
+            raise ModelError(self._refusal(status, why))
+        if status < 500 and status not in TRANSIENT:
+            return _Trouble(why, retry=False)
+        after = _seconds(error.response.headers.get("retry-after"))
+        return _Trouble(why + (f", asking for {after:.0f} seconds" if (after or 0) > LONGEST_ASKED else ""), after=after)
+
+    def _refusal(self, status: int, why: str) -> str:
+        if status != 404:
+            return f"The server {self.base_url} lets nobody in with this key ({why}). Set OPENAI_API_KEY to a key of that server."
+        known = self.models()
+        if not known:
+            return f"The server {self.base_url} has no model {self.name!r} at that address ({why}), and lists none. Most addresses end in /v1."
+        return f"The server {self.base_url} has no model {self.name!r} ({why}). It has: {', '.join(known)}."
+
+    def models(self) -> list[str]:
+        """The names that the server lists, at most 20; none where it lists none or cannot be asked."""
+        try:
+            return [self._clean(str(one.id)) for one in self._client.models.list().data][:20]
+        except Exception:  # only ever asked on the way to an error
+            return []
+
+    def _clean(self, text: str) -> str:
+        return text.replace(self._key, "[OPENAI_API_KEY]") if len(self._key) >= SECRET else text
+
+
+def _checked(base_url: str) -> str:
+    try:
+        parts = urlsplit(base_url)
+        fine = parts.scheme in ("http", "https") and bool(parts.hostname)
+        secret = "@" in parts.netloc or bool(parts.query or parts.fragment)
+    except ValueError:
+        fine, secret = False, False
+    if secret:
+        raise ModelError(
+            "The address of the server holds a password or a query. Give it bare, such as http://localhost:8000/v1; the key comes from OPENAI_API_KEY."
+        )
+    if not fine:
+        raise ModelError(f"{base_url!r} is no address of a server. Wanted is one such as http://localhost:8000/v1.")
+    return base_url.rstrip("/")
+
+
+def _waiting(came: SimpleQueue[Any]) -> Iterator[Any]:
+    """What has come: at least one, waited for, and all that stand behind it."""
+    yield came.get()
+    while True:
+        try:
+            yield came.get_nowait()
+        except Empty:
+            return
+
+
+def _seconds(header: str | None) -> float | None:
+    """A Retry-After header (RFC 9110, 10.2.3: seconds or a date) as seconds from now; None where there is none."""
+    try:
+        found = float(header or "")
+    except ValueError:
+        try:
+            found = parsedate_to_datetime(header or "").timestamp() - time.time()
+        except ValueError:
+            return None
+    return max(0.0, found) if math.isfinite(found) else None
