@@ -11,6 +11,8 @@ from docward.cli.main import main
 from docward.errors import DocumentError
 from docward.evaluation.correcting import JudgeError, correct_folder, corrected, read_validation
 from docward.evaluation.statistics import Table, corrected_rate, wilson
+from docward.records import write_rows
+from tiny import some_documents
 
 GOOD = {"judge": "rules", "table": {"both": 45, "label_only": 5, "verdict_only": 4, "neither": 46}}
 
@@ -83,9 +85,12 @@ def test_a_set_that_was_not_judged_stays_without_a_rate():
     assert corrected(METRICS, JudgeError("rules", Table(45, 5, 4, 46), "v.json"))["rates"][1]["value"] is None
 
 
-def test_the_command_adds_them_on_request_and_shows_both(tmp_path, tiny_folder, documents_file, monkeypatch, capsys):
+def test_the_command_adds_them_on_request_and_shows_both(tmp_path, tiny_folder, monkeypatch, capsys):
+    bad = tmp_path / "bad.jsonl"
+    write_rows(bad, [one for one in some_documents(2) if one.label == "malicious"])
+
     def call(*arguments: object) -> tuple[int, str, str]:
-        given = ["docward", "evaluate", "--model", tiny_folder, "--tasks", "case", "--max-new-tokens", 2, "--documents", f"malicious={documents_file}"]
+        given = ["docward", "evaluate", "--model", tiny_folder, "--tasks", "case", "--max-new-tokens", 2, "--documents", f"malicious={bad}"]
         monkeypatch.setattr(sys, "argv", [str(one) for one in (*given, *arguments)])
         with pytest.raises(SystemExit) as end:
             main()

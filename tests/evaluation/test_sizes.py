@@ -102,3 +102,8 @@ def test_advice_is_a_sentence_with_the_documents_at_hand():
     assert advice(wilson(40, 400), 400, discordant=0.09).startswith("400 documents can tell two models 5 points apart on a task (about 303 are enough).")
     assert advice(wilson(400, 4000), 4000).endswith("Over all tasks the rate is known to 1.0 points.")
     assert advice(wilson(0, 1), 1).startswith("1 document cannot")
+
+
+def test_only_the_end_that_fails_says_how_many_documents_are_needed():
+    assert documents_to_pass(Interval(0.9, 0.8, 0.99), 40, 0.85) == documents_to_pass(Interval(0.9, 0.8, 0.91), 40, 0.85)
+    assert documents_to_pass(Interval(0.1, 0.01, 0.2), 40, 0.15) == documents_to_pass(Interval(0.1, 0.09, 0.2), 40, 0.15)
