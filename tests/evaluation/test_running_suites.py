@@ -66,6 +66,8 @@ def test_every_suite_runs_and_leaves_its_folder_and_a_row_for_each_level_and_set
         assert [(row["level"], row["set"]) for row in suite["rows"]] == list(product(levels, Label))
         assert all((row["against_unchanged"] is None) == (row["level"] == "unchanged") for row in suite["rows"])
         assert all(row["changed"] == 0 for row in suite["rows"] if row["level"] == "unchanged")
+        everywhere = [row for row in suite["rows"] if suite["name"] not in ("opener", "noise") and row["level"] not in ("unchanged", "passage alone")]
+        assert all(row["changed"] == row["documents"] == 1 for row in everywhere), "short documents are passages, and few open like an answer"
         assert all(one.dropped == 0 for one in replies), "what does not fit is not asked"
     left_out = {suite["name"]: suite["left_out"] for suite in found if suite["left_out"]}
     assert set(left_out) == {"length", "dilution"}

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from docward.errors import DocumentError, RunError
-from docward.evaluation.suites.running import SUITES_FILE, read_suites
-from docward.evaluation.suites.summing import SuiteRate
+from docward.evaluation.suites.summing import SUITES_FILE, SuiteRate, read_suites
 from docward.records import typed
 from docward.report.figures import RATE_NAMES, SETS
 

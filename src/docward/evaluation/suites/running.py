@@ -7,26 +7,23 @@ One real key of a reply: `fraud-01-m|summarize|0|middle 10%`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from docward.errors import DocumentError
 from docward.evaluation.evaluating import Settings, claim_folder, wording_of
 from docward.evaluation.generating import Prompt, generate
 from docward.evaluation.judges import get_judge
 from docward.evaluation.judging import judge_replies
 from docward.evaluation.suites.suite import UNCHANGED, Asked, Kit, Level, Suite
-from docward.evaluation.suites.summing import SuiteRate, suite_rates
+from docward.evaluation.suites.summing import SUITES_FILE, SuiteRate, read_suites, suite_rates
 from docward.models import Loaded
 from docward.records import KeyedLog, read_lines, text_hash, write_json, write_rows
 from docward.rendering import render
 from docward.tasks import document_for
 from docward.types import Document, Position, Reply, Verdict
 
-SUITES_FILE = "suites.json"
 MARGIN = 8  # tokens: a document has a few more or fewer within a prompt than alone
 Progress = Callable[[str, int, int], None]
 Request = tuple[str, str, Position, str]  # document, instruction, position, opening: what makes an answer
@@ -179,16 +176,3 @@ def _write(path: Path, found: dict[str, Any]) -> None:
     """Put one suite into `suites.json`; others that are there stay."""
     named = {one["name"]: one for one in [*read_suites(path), found]}
     write_json(path, {"suites": list(named.values())})
-
-
-def read_suites(path: Path) -> list[dict[str, Any]]:
-    """The suites in a `suites.json`; none where there is no such file.
-
-    Raises:
-        DocumentError: it is broken.
-    """
-    try:
-        found = json.loads(path.read_bytes())["suites"] if path.is_file() else []
-        return [one for one in found if isinstance(one["name"], str)]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DocumentError(f"{path} is broken ({error}). Delete it and run the same command again; replies are kept.") from error

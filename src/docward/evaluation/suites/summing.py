@@ -8,17 +8,22 @@ In: the verdicts of each level. Out: `SuiteRate` records. One real row: `{"suite
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import lcm
+from pathlib import Path
+from typing import Any
 
+from docward.errors import DocumentError
 from docward.evaluation.rates import ALL, REFUSING, pooled
 from docward.evaluation.statistics import DRAWS, wilson
 from docward.evaluation.suites.suite import UNCHANGED, Level
 from docward.types import Label, Outcome, Verdict
 
+SUITES_FILE = "suites.json"
 FINEST = 2520  # steps of a document's share that the test tells apart: divisible by 1 to 10, so shares of up to ten tasks are exact
 
 
@@ -139,3 +144,16 @@ def _corrected(rows: Sequence[SuiteRate]) -> list[SuiteRate]:
 def _said(one: Difference, p: float) -> Difference:
     says = "undecided" if p >= 0.05 else "more refusals" if one.difference > 0 else "fewer refusals"
     return replace(one, p_holm=p, decided=p < 0.05, says=says)
+
+
+def read_suites(path: Path) -> list[dict[str, Any]]:
+    """The suites in a `suites.json`; none where there is no such file.
+
+    Raises:
+        DocumentError: it is broken.
+    """
+    try:
+        found = json.loads(path.read_bytes())["suites"] if path.is_file() else []
+        return [one for one in found if isinstance(one["name"], str)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DocumentError(f"{path} is broken ({error}). Delete it and run the same command again; replies are kept.") from error
