@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from rich.table import Table
@@ -13,7 +13,7 @@ from docward import processes
 from docward.cli.showing import bars, console, rates_table
 from docward.documents.reading import by_label, read_documents, starter_documents, unique_documents
 from docward.errors import DocumentError, RunError
-from docward.evaluation.evaluating import Settings, evaluate
+from docward.evaluation.evaluating import Progress, Settings, evaluate
 from docward.evaluation.judges import get_judge
 from docward.evaluation.judging import Estimate, Validation, judge_file
 from docward.models import Loaded
@@ -30,7 +30,8 @@ def evaluate_files(name: str, opened: Callable[[], Loaded | Server], sources: li
     """
     get_judge(settings.judge)
     documents = gather(sources, limit)
-    with bars() if not processes.rank() else nullcontext(lambda *_: None) as progress:
+    said: AbstractContextManager[Progress] = nullcontext(lambda *_: None) if processes.rank() else bars()
+    with said as progress:
         progress(f"loading {name}", 0, 0)
         metrics = evaluate(opened(), documents, settings, output_dir, progress=progress)
     if processes.rank():
