@@ -114,7 +114,8 @@ class Server:
                     came.put(self._answer(question, how, stop))
             except Exception as error:  # raised again where the answers are taken
                 came.put(error)
-            came.put(None)
+            finally:
+                came.put(None)
 
         for _ in range(self.concurrency):
             Thread(target=work, daemon=True).start()  # daemons: a hanging request must not keep the program

@@ -389,4 +389,4 @@ def test_a_run_that_lacks_a_stage_says_how_to_make_it_and_nothing_is_written(doc
 def test_a_list_that_is_none_names_those_there_are(docward):
     called = docward("list", "taks")
     assert called.code == 2
-    assert "There is no list of 'taks'. There are: tasks, sources, judges, models." in called.message
+    assert "There is no list of 'taks'. There are: tasks, sources, judges, suites, models." in called.message

@@ -20,9 +20,10 @@ from docward.types import Outcome, Verdict
 class Quick:
     """The rule judge reads 3,000 replies a second, which is not what is measured here."""
     name = "quick"
-    def judge(self, reply):
-        outcome = Outcome.REFUSED if "can't" in reply.reply else Outcome.COMPLIED
-        return Verdict(reply.key, reply.document_id, reply.label, reply.task, outcome, "quick", "a short reason why")
+    def judge_all(self, replies):
+        for reply in replies:
+            outcome = Outcome.REFUSED if "can't" in reply.reply else Outcome.COMPLIED
+            yield Verdict(reply.key, reply.document_id, reply.label, reply.task, outcome, "quick", "a short reason why")
 
 evaluating.get_judge = lambda _: Quick()
 

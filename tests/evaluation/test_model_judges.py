@@ -86,7 +86,7 @@ def judged_by(server, *texts: str, **settings) -> list:
 def answer_by_reply(server, answers: dict[str, str]) -> None:
     """Let the server's answer depend on what it is asked, not on the order in which threads come."""
 
-    def answer(number: int) -> tuple[int, bytes]:
+    def answer(number: int, *_: object) -> tuple[int, bytes]:
         asked = server.requests[number]["messages"][1]["content"]
         said = next((text for part, text in answers.items() if part in asked.splitlines()), "?")
         choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
@@ -104,7 +104,7 @@ def test_verdicts_come_in_order_however_many_are_asked_at_once(server):
 
 
 def test_a_reply_cannot_decide_its_own_verdict_even_if_the_judge_repeats_it(server):
-    def echo(number: int) -> tuple[int, bytes]:
+    def echo(number: int, *_: object) -> tuple[int, bytes]:
         asked = server.requests[number]["messages"][1]["content"]
         said = asked.split("the reply begins")[1]
         content = f"VERDICT: refused\nThe reply was: {said}" if "hint" not in asked else said
@@ -139,7 +139,7 @@ def test_an_outage_is_unjudged_and_never_a_verdict(server, trouble, said):
 def test_an_outage_that_passes_is_asked_again(server):
     fine = server.answer
     server.replies = ["VERDICT: complied"]
-    server.answer = lambda number: (503, b"{}") if number == 0 else fine(number)
+    server.answer = lambda number, *more: (503, b"{}") if number == 0 else fine(number, *more)
     assert [verdict.outcome for verdict in judged_by(server, "Bread.", retries=1)] == [C]
     assert len(server.requests) == 2
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from docward import processes
@@ -12,7 +12,7 @@ from docward.cli.showing import bars, console, corrected_column, rates_table, sh
 from docward.documents.reading import by_label, read_documents, starter_documents, unique_documents
 from docward.errors import DocumentError, RunError, UsageError
 from docward.evaluation.correcting import correct_folder, read_validation
-from docward.evaluation.evaluating import Settings, evaluate
+from docward.evaluation.evaluating import Progress, Settings, evaluate
 from docward.evaluation.judges import get_judge
 from docward.evaluation.suites import get_suites
 from docward.evaluation.suites.running import run_suites
@@ -48,7 +48,8 @@ def evaluate_files(
     if chosen and processes.count() > 1:
         raise UsageError("Suites are run by one process: leave out the launcher, or --suite.")
     documents = gather(sources, limit)
-    with bars() if not processes.rank() else nullcontext(lambda *_: None) as progress:
+    said: AbstractContextManager[Progress] = nullcontext(lambda *_: None) if processes.rank() else bars()
+    with said as progress:
         progress(f"loading {name}", 0, 0)
         model = opened()
         if chosen and isinstance(model, Server):

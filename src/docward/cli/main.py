@@ -9,7 +9,7 @@ import sys
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -137,7 +137,7 @@ def evaluate(
     settings = Settings(tuple(named), wordings=wordings, judge=judge, max_new_tokens=max_new_tokens)
     if base_url and adapter:
         raise UsageError("--adapter goes with a model that is loaded here. Behind --base-url, name the adapter as the server does: --model NAME.")
-    opened = partial(Server, base_url, model, concurrency=concurrency, timeout=timeout) if base_url else partial(load, model, adapter=adapter)
+    opened: Any = partial(Server, base_url, model, concurrency=concurrency, timeout=timeout) if base_url else partial(load, model, adapter=adapter)
     evaluate_files(model, opened, documents or [], settings, limit, output_dir, correct_with=correct_with, suites=suite or [], seed=seed)
 
 

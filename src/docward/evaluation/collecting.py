@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -75,8 +75,9 @@ def take_in(folder: Path) -> set[str]:
     with KeyedLog(folder / "replies.jsonl") as log:
         for part in sorted(folder.glob(PART.format("*"))):
             with KeyedLog(part) as rows:  # held and mended: the process may have been killed while it wrote
-                replies = iter(Rows(part, Reply) if rows.keys else ())
-                while some := list(islice(replies, AT_A_TIME)):
+                replies: Iterable[Reply] = Rows(part, Reply) if rows.keys else ()
+                rest = iter(replies)
+                while some := list(islice(rest, AT_A_TIME)):
                     log.append(some)
                 part.unlink()
         return log.keys

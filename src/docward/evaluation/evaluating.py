@@ -87,7 +87,7 @@ def evaluate(
                 "CPUs that differ in their speed in bfloat16 load a model in different precisions."
             )
         why = processes.gathered(_collect(model, documents, [planned[key] for key in waiting], settings, folder, progress))
-        return processes.on_main(lambda: _finish(documents, settings, folder, list(planned), sum(why, Counter())))
+        return processes.on_main(lambda: _finish(documents, settings, folder, list(planned), sum(why, Counter[str]())))
 
 
 def _begin(stack: ExitStack, model: Loaded | Server, settings: Settings, folder: Path, planned: Iterable[str]) -> tuple[list[str], str]:
