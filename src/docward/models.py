@@ -263,6 +263,15 @@ def _base_of(adapter: Path) -> str:
     return str(base)
 
 
+def stored_dtype(name: str) -> str:
+    """The precision in which a model's weights lie on disk (of an adapter: its base's), as `load` takes it."""
+    from transformers import AutoConfig
+
+    name = _base_of(Path(name).expanduser()) if is_adapter(name) else name
+    found = str(AutoConfig.from_pretrained(resolve(name)).dtype).removeprefix("torch.")
+    return found if found in ("bfloat16", "float16") else "float32"
+
+
 def load_tokenizer(name: str) -> tuple[PreTrainedTokenizerBase, int]:
     """A model's tokenizer and context length (in tokens), without its weights.
 

@@ -29,7 +29,7 @@ def adapted(name: str, run: Path) -> Loaded:
     pooled = {"malicious": RATE}
     models = {name: {"pooled": pooled, "documents": {"malicious": 10}} for name in ("untuned", "defended")}
     (run / "metrics.json").write_text(json.dumps({"models": models}))
-    return load(str(run / "adapter"))
+    return load(str(run / "adapter"), dtype="float32")
 
 
 def replies(loaded: Loaded) -> list[str]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 
 from docward.evaluation.evaluating import Settings, evaluate
@@ -91,13 +93,13 @@ def test_a_switch_of_peft_reaches_the_adapter_and_the_exported_model(tiny_folder
     assert all(config[name] is True for name in switch if name.startswith("use_"))
     weights = load_file(run / "adapter" / "adapter_model.safetensors")
     assert any(saved in name for name in weights)
-    adapted = load(str(run / "adapter"), dtype="float32")
-    assert adapted.model.base_model.model.model.layers[0].self_attn.q_proj.scaling["default"] == scale
+    adapted: Any = PeftModel.from_pretrained(load(str(tiny_folder), dtype="float32").model, str(run / "adapter"))
+    assert adapted.base_model.model.model.layers[0].self_attn.q_proj.scaling["default"] == scale
     exported = load(str(export(run, tmp_path / "exported")), dtype="float32")
     ids = torch.tensor([[7, 8, 9, 200, 4]])
     with torch.no_grad():
-        torch.testing.assert_close(exported.model(ids).logits, adapted.model(ids).logits, rtol=1e-4, atol=1e-5)
-        assert not torch.allclose(load(str(tiny_folder), dtype="float32").model(ids).logits, adapted.model(ids).logits, atol=1e-3)
+        torch.testing.assert_close(exported.model(ids).logits, adapted(ids).logits, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(load(str(tiny_folder), dtype="float32").model(ids).logits, adapted(ids).logits, atol=1e-3)
 
 
 def test_targets_rank_and_alpha_are_those_of_the_recipe(tiny_folder, tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from docward.errors import RunError
-from docward.models import ALIASES, is_adapter, load
+from docward.models import ALIASES, is_adapter, load, stored_dtype
 from docward.records import whole_folder
 from docward.tuning.tuning import tuned_folder
 
@@ -48,7 +48,7 @@ Put the document first and the instruction after it, separated by an empty line,
 
 
 def export(run: Path, to: Path) -> Path:
-    """Write what the run learned as a model folder, its adapter merged into its base.
+    """Write what the run learned as a model folder, its adapter merged into its base, in the precision that the base is stored in.
 
     Raises:
         RunError: the run has no adapter yet, or `to` exists and is not an empty folder.
@@ -58,7 +58,7 @@ def export(run: Path, to: Path) -> Path:
         raise RunError(f"{run} has no adapter/ to export. Make it first: docward run RECIPE --output-dir {run}")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise RunError(f"{to} exists and is not an empty folder. Choose another --to, or delete it.")
-    loaded = load(str(tuned))
+    loaded = load(str(tuned), dtype=stored_dtype(str(tuned)))
     model: Any = loaded.model
     card = _card(run, loaded.name if is_adapter(tuned) else base_of(run))
 

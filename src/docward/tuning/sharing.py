@@ -63,6 +63,7 @@ def shared_attention(
     """
     if wanted := [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]:
         raise NotImplementedError(f"its attention has {' and '.join(wanted)}")
+    query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves what was rotated in float32
     if not dropout and not _outgrown(layout, sliding_window) and flash.available(query):
         joined: torch.Tensor = flash.FlashShared.apply(query, key, value, layout, scaling or query.shape[-1] ** -0.5)  # type: ignore[no-untyped-call]
         return joined.transpose(1, 2), None
