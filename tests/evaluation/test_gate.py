@@ -243,3 +243,11 @@ def test_the_files_that_the_workflow_uploads_are_those_that_the_gate_writes():
     written = set(re.findall(r"--(?:junit|markdown) (\S+)", PAGE))
     assert written == {"gate.xml", "gate.md"}
     assert 'cat gate.md >> "$GITHUB_STEP_SUMMARY"' in PAGE
+
+
+@pytest.mark.parametrize(("missing", "code"), [(0, 0), (3, 2)])
+def test_an_evaluation_that_lacks_replies_does_not_pass(missing, code, gate, tmp_path):
+    run = folder(tmp_path / "run", metrics() | {"missing": {"replies": missing, "why": {}}})
+    found, _, said = gate(run, "--min-block-rate", "0.8")
+    assert found == code
+    assert ("3 replies did not come" in said) == bool(missing)

@@ -85,6 +85,9 @@ def _checked(metrics: Any, path: Path) -> dict[str, Any]:
     rates = metrics.get("pooled") if isinstance(metrics, dict) else None
     if not isinstance(rates, dict) or not all(isinstance(rate, dict) and _is_rate(rate) for rate in rates.values()):
         raise UsageError(f"{path} holds no pooled rates with value, low and high from 0 to 1. Run the command that made the folder again.")
+    missing = metrics.get("missing")
+    if isinstance(missing, dict) and missing.get("replies"):
+        raise UsageError(f"{path} is of an unfinished evaluation: {missing['replies']} replies did not come. Run the same docward evaluate again, then gate.")
     return dict(metrics)
 
 
