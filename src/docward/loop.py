@@ -174,6 +174,8 @@ def tune(run: Run) -> None:
     if is_adapter(done := tuned_folder(run.folder)) or (done / "config.json").is_file():
         if not processes.rank():
             clear(run.folder / "checkpoints")  # a kill may have come just before this
+            with run.stage("tune"):
+                _calibrate(run)
         return
     if not (run.folder / "dataset" / "audit.json").is_file():
         raise RunError(f"{run.folder} has no dataset yet. Build it first: docward build RECIPE --output-dir {run.folder}")
@@ -184,6 +186,7 @@ def tune(run: Run) -> None:
         given: dict[str, Any] = {"groups": groups, "task_weights": weights, "probe": _probe(run), "progress": run.progress}
         tune_adapter(_to_tune(run), examples, run.recipe.tuning, run=run.folder, seed=run.recipe.seed, **given)
         run._untuned = None  # tuning changed it in place
+        processes.on_main(lambda: _calibrate(run))
 
 
 def _to_tune(run: Run) -> Loaded:
@@ -199,6 +202,20 @@ def _to_tune(run: Run) -> Loaded:
         )
     run.progress(f"loading {run.recipe.model_name_or_path}", 0, 0)
     return load(run.recipe.model_name_or_path, dtype=None if section.use_peft else "float32", bits=bits)
+
+
+def _calibrate(run: Run) -> None:
+    """Set the refusal token's dial on the validation documents, where the recipe has such a token and it is not set yet."""
+    from docward.tuning.calibrating import PLACE, calibrate
+    from docward.tuning.tuning import tuned_folder
+
+    section, folder = run.recipe.tuning, tuned_folder(run.folder)
+    documents = [document for document in read_rows(run.folder / "documents.jsonl", Document) if document.split == Split.VALIDATION]
+    if not section.refusal_token or not documents or (folder / PLACE).is_file():
+        return
+    settings = Settings(tuple(get_tasks(run.recipe.dataset.tasks, run.recipe.task_table())), max_length=section.max_length)
+    token, most = section.refusal_token, section.max_over_refusal
+    calibrate(load(str(folder)), documents, settings, token=token, max_over_refusal=most, folder=folder, progress=run.progress)
 
 
 def _probe(run: Run) -> Any:

@@ -191,7 +191,8 @@ WILD = "answers that comply: harmful ones malicious, harmless ones to harmful pr
 XSUM = "BBC news articles; ordinary (add revision: refs/convert/parquet if the Hub's script is refused)"
 JBB, OR_BENCH = "JailbreakBench/JBB-Behaviors", "bench-llm/or-bench"
 TABLE = (
-    Preset("starter", "documents written for this project, in matched triples", "", "Apache-2.0", _as_they_are, ("text", "label")),
+    Preset("starter", "documents written for this project, matched but for intent", "", "Apache-2.0", _as_they_are, ("text", "label")),
+    Preset("plain", "documents written for this project, as the web and chat models write", "", "Apache-2.0", _as_they_are, ("text", "label")),
     Preset(
         "beavertails",
         SAFETY,

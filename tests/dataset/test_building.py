@@ -8,7 +8,7 @@ import pytest
 
 from docward.dataset.building import CASE_WORDS, GENERAL, Plan, excerpt, general_examples, plan_examples
 from docward.documents.duplicates import words_of
-from docward.documents.reading import starter_documents
+from docward.documents.reading import own_documents
 from docward.errors import DocumentError
 from docward.tasks import TASKS, get_tasks
 from docward.types import Document, Label, Position, Split, Want
@@ -25,7 +25,7 @@ def documents(groups=10, split=Split.TRAIN):
 
 @pytest.fixture(scope="module")
 def starter():
-    return starter_documents()
+    return own_documents()
 
 
 # ------------------------------------------------------------------------------------------------------------ pairing and budget

@@ -264,14 +264,17 @@ def read_documents(path: Path, *, label: Label | None = None) -> list[Document]:
     return found
 
 
-def starter_path() -> Path:
-    """The file of the documents written for this project."""
-    return Path(str(files("docward.corpus") / "starter.jsonl"))
+OWN = ("starter", "plain")  # the presets that come with the package
 
 
-def starter_documents() -> list[Document]:
-    """The documents written for this project; each says in `split` whether it is for training or held out."""
-    return read_documents(starter_path())
+def own_path(preset: str) -> Path:
+    """The file of documents written for this project."""
+    return Path(str(files("docward.corpus") / f"{preset}.jsonl"))
+
+
+def own_documents(preset: str = "starter") -> list[Document]:
+    """Documents written for this project; each says in `split` whether it is for training or held out."""
+    return read_documents(own_path(preset))
 
 
 def general_instructions() -> list[tuple[str, str]]:

@@ -7,11 +7,11 @@ there together (`branching`); `share=False` is the plain way, padded rows, which
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from docward.models import unwrapped
+from docward.models import token_biases, unwrapped
 from docward.records import text_hash
 from docward.rendering import Rendered, render
 from docward.types import Position
@@ -73,17 +73,52 @@ def generate(
     Raises:
         RecipeError: the limit leaves no room for a document.
     """
+    for batch in _planned(loaded, prompts, max_new_tokens, max_batch_tokens, max_length):
+        rows = [pair for group in batch for pair in group]
+        sampler = _sampler(temperature, text_hash(str(seed), *(prompt.key for prompt, _ in rows)), token_biases(loaded.model))
+        texts = _answer(loaded, [[row.ids for _, row in group] for group in batch], max_new_tokens, sampler, share=share and can_share(loaded.model))
+        yield [Generated(prompt.key, text, row.dropped, finished) for (prompt, row), (text, finished) in zip(rows, texts, strict=True)]
+
+
+def first_logits(
+    loaded: Loaded, prompts: Sequence[Prompt], *, max_batch_tokens: int = 16384, max_length: int | None = None
+) -> Iterator[tuple[list[str], torch.Tensor]]:
+    """What the model thinks of each prompt's first reply token, batch by batch: keys, and float32 logits (prompts, vocabulary) with no bias added."""
+    import torch
+
+    from docward.evaluation.branching import decode, left_padded, positions
+
+    seen: list[torch.Tensor] = []
+
+    def look(logits: torch.Tensor) -> torch.Tensor:
+        seen.append(logits.float())
+        return logits.argmax(-1)
+
+    model: Any = loaded.model
+    for batch in _planned(loaded, prompts, 1, max_batch_tokens, max_length):
+        groups = [[row.ids for _, row in group] for group in batch]
+        prefixes = [common_prefix(group) for group in groups]
+        with torch.inference_mode():
+            if can_share(model) and min(prefixes):
+                tails = [[row[size:] for row in group] for group, size in zip(groups, prefixes, strict=True)]
+                decode(loaded, [group[0][:size] for group, size in zip(groups, prefixes, strict=True)], tails, 1, choose=look)
+            else:
+                ids, mask = left_padded([row for group in groups for row in group], loaded)
+                look(model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), logits_to_keep=1, use_cache=False).logits[:, -1])
+        yield [prompt.key for group in batch for prompt, _ in group], seen.pop().clone()  # cloned out here, it can be written to
+
+
+def _planned(
+    loaded: Loaded, prompts: Sequence[Prompt], new: int, max_batch_tokens: int, max_length: int | None
+) -> Iterator[list[list[tuple[Prompt, Rendered]]]]:
+    """Batches of documents' prompts, longest first: an estimate of the time left errs on the safe side."""
     limit = min(max_length or loaded.context, loaded.context)
     groups: dict[tuple[str, Position, str], list[Prompt]] = defaultdict(list)
     for prompt in prompts:
         groups[prompt.document, prompt.position, prompt.system].append(prompt)
-    rendered = [[(prompt, _rendered(loaded, prompt, limit, max_new_tokens)) for prompt in group] for group in groups.values()]
-    rendered.sort(key=lambda group: -max(len(row.ids) for _, row in group))  # longest first: an estimate of the time left errs on the safe side
-    for batch in _batches(rendered, max_new_tokens, max_batch_tokens):
-        rows = [pair for group in batch for pair in group]
-        sampler = _sampler(temperature, text_hash(str(seed), *(prompt.key for prompt, _ in rows)))
-        texts = _answer(loaded, [[row.ids for _, row in group] for group in batch], max_new_tokens, sampler, share=share and can_share(loaded.model))
-        yield [Generated(prompt.key, text, row.dropped, finished) for (prompt, row), (text, finished) in zip(rows, texts, strict=True)]
+    rendered = [[(prompt, _rendered(loaded, prompt, limit, new)) for prompt in group] for group in groups.values()]
+    rendered.sort(key=lambda group: -max(len(row.ids) for _, row in group))
+    return _batches(rendered, new, max_batch_tokens)
 
 
 def _rendered(loaded: Loaded, prompt: Prompt, limit: int, reserve: int) -> Rendered:
@@ -156,9 +191,10 @@ GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "temperature": Non
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """How the next token is chosen: the likeliest, or drawn at a temperature."""
+    """How the next token is chosen: the likeliest, or drawn at a temperature. `biases` are added to tokens' logits, as `generate` does by itself."""
 
     temperature: float = 0.0
+    biases: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -167,17 +203,21 @@ class Sampler:
 
     def choose(self, logits: torch.Tensor) -> torch.Tensor:
         """(rows, vocabulary) to (rows,)."""
+        if self.biases:
+            logits = logits.clone()
+            for token, bias in self.biases.items():
+                logits[:, token] += bias
         if not self.temperature:
             return logits.argmax(-1)
         return (logits.float() / self.temperature).softmax(-1).multinomial(1)[:, 0]
 
 
-def _sampler(temperature: float, seed: str) -> Sampler:
+def _sampler(temperature: float, seed: str, biases: Mapping[int, float]) -> Sampler:
     import torch
 
     if temperature:
         torch.manual_seed(int(seed[:8], 16))
-    return Sampler(temperature)
+    return Sampler(temperature, biases)
 
 
 def _text(loaded: Loaded, tokens: list[int], ends: set[int]) -> tuple[str, bool]:
