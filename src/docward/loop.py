@@ -3,7 +3,7 @@
 In: a recipe and a run folder. Out: the run folder, filled. Every stage knows from its files whether it is done; stop anywhere, start again, and it goes on.
 
     run/  recipe.yaml  environment.json  documents.jsonl  dataset/  adapter/  training.jsonl
-          evaluation/{untuned,defended}/{replies,verdicts}.jsonl  metrics.json  report.html
+          evaluation/{untuned,defended}/{replies,verdicts,likelihoods}.jsonl  evaluation/general.jsonl  metrics.json  report.html
 """
 
 from __future__ import annotations
@@ -25,16 +25,20 @@ from typing import Any
 import yaml
 
 from docward import processes
+from docward.asking import general_answers
 from docward.build import build_dataset
 from docward.dataset.saving import read_split
 from docward.dataset.surface import surface_refuses
+from docward.documents.reading import general_instructions
 from docward.documents.sources import source_hash
 from docward.errors import DatasetError, RecipeError, RunError, StorageError, UsageError
 from docward.evaluation.evaluating import Settings, compare, evaluate
+from docward.evaluation.likelihood import GeneralAnswer, read_general
 from docward.evaluation.rates import balance, classifier_verdicts, pooled
+from docward.evaluation.utility import golds_of
 from docward.models import Loaded, best_device, is_adapter, load
-from docward.recipe import Recipe, dump
-from docward.records import read_rows, write_json, write_text
+from docward.recipe import Recipe, Source, dump
+from docward.records import read_rows, write_json, write_rows, write_text
 from docward.tasks import get_tasks, system_prompt
 from docward.types import Document, Label, Split
 
@@ -124,7 +128,7 @@ def open_run(recipe: Recipe, folder: Path, progress: Progress = lambda *_: None)
 
 
 def _claim(recipe: Recipe, folder: Path) -> None:
-    inputs = {source.title: source_hash(source) for source in [*recipe.documents, *recipe.dataset.decontaminate]}
+    inputs = {source.title: source_hash(source) for source in [*recipe.documents, *recipe.dataset.decontaminate, *_general_source(recipe)]}
     place = folder / "recipe.yaml"
     if not place.is_file():
         write_json(folder / "environment.json", _environment(recipe, inputs))
@@ -136,6 +140,10 @@ def _claim(recipe: Recipe, folder: Path) -> None:
     known = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["inputs"]
     if changed := [name for name in inputs if inputs[name] != known.get(name)]:
         raise RunError(f"The documents have changed since {folder} was begun ({', '.join(changed)}). Choose another --output-dir, or delete that folder.")
+
+
+def _general_source(recipe: Recipe) -> list[Source]:
+    return [Source(path=recipe.evaluation.general_path)] if recipe.evaluation.general_path else []
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -242,10 +250,23 @@ def evaluate_model(run: Run, name: str) -> None:
     section = run.recipe.evaluation
     same = ("wordings", "judge", "max_new_tokens", "max_batch_tokens", "max_length")
     tasks = tuple(get_tasks(section.tasks, run.recipe.task_table()))
-    settings = Settings(tasks, system_prompt(section.system_prompt), **{field: getattr(section, field) for field in same})
+    asked = {field: getattr(section, field) for field in same}
     with run.stage(f"evaluate {name}"):
+        settings = Settings(tasks, system_prompt(section.system_prompt), general=_general(run), **asked)
         loaded = run.untuned() if name == UNTUNED else load(str(tuned_folder(run.folder)))
         evaluate(loaded, test_documents(run), settings, folder, progress=lambda what, done, total: run.progress(f"{what} of the {name} model", done, total))
+
+
+def _general(run: Run) -> tuple[GeneralAnswer, ...]:
+    """The general answers whose perplexity is measured: the recipe's own, or the untuned model's to instructions that tuning does not see."""
+    recipe = run.recipe
+    if recipe.evaluation.general_path:
+        return read_general(Path(recipe.evaluation.general_path))
+    instructions = general_instructions()[recipe.dataset.general :][: recipe.evaluation.general]
+    place = run.folder / "evaluation" / "general.jsonl"
+    if not place.is_file():
+        write_rows(place, general_answers(recipe, run.untuned(), instructions, run.progress) if instructions else [])
+    return tuple(read_rows(place, GeneralAnswer)) if place.stat().st_size else ()
 
 
 def test_documents(run: Run) -> list[Document]:
@@ -260,9 +281,8 @@ def summarize(run: Run) -> dict[str, Any]:
 
     with run.stage("report"):
         documents = read_rows(run.folder / "documents.jsonl", Document)
-        originals = {document.id: document.text for document in documents}
         folder = run.folder / "evaluation"
-        defended, tests = compare(folder / DEFENDED, folder / UNTUNED, originals)
+        defended, tests = compare(folder / DEFENDED, folder / UNTUNED, golds_of(documents), margin=run.recipe.evaluation.retention_margin)
         test = test_documents(run)
         refuses = surface_refuses([d for d in documents if d.split == Split.TRAIN], test)
         verdicts = classifier_verdicts(refuses, {document.id: document.label for document in test})
@@ -292,6 +312,8 @@ def run_loop(recipe: Recipe, folder: Path, *, progress: Progress = lambda *_: No
         from docward.tuning.arguments import check_settings
 
         check_settings(recipe.tuning)
+        if recipe.evaluation.general_path:
+            read_general(Path(recipe.evaluation.general_path))
         build(run)
         _probe(run)  # better that it has nothing to probe on is found out now than after an evaluation
         evaluate_model(run, UNTUNED)

@@ -165,6 +165,20 @@ def test_a_document_too_short_to_take_a_sentence_off_is_left_out_of_that_task():
     assert {one.task for one in found if one.document_id == "short"} == set(TASKS) - {"next_sentence"}
 
 
+def test_gold_of_the_row_is_the_answer_but_a_label_is_none():
+    gold = {"summarize": "It is on bread.", "sentiment": "neutral", "next_sentence": "What follows."}
+    given = [replace(one, gold=gold) for one in documents(2)]
+    found = {(one.document_id, one.task): one for one in plan_examples(given, Plan(ALL))}
+    for one in given:
+        summary, sentiment, following = (found[one.id, task] for task in ("summarize", "sentiment", "next_sentence"))
+        if one.label == Label.MALICIOUS:
+            assert {summary.origin, sentiment.origin, following.origin} == {"refusal"}
+            continue
+        assert (summary.response, summary.origin, summary.document) == ("It is on bread.", "gold", one.text)
+        assert (sentiment.response, sentiment.origin) == ("", "untuned")
+        assert (following.response, following.document) == ("What follows.", one.text), "what follows the text is not cut off it"
+
+
 def test_no_example_has_an_empty_answer_once_answers_are_in():
     planned = [*plan_examples(documents(), Plan(ALL)), *general_examples([("g1", "Name three trees."), ("g2", "Count to five.")])]
     wanting = [one for one in planned if not one.response]

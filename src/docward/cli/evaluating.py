@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from docward import processes
-from docward.cli.showing import bars, console, corrected_column, rates_table, show_advice, suites_table
+from docward.cli.showing import bars, console, corrected_column, rates_table, show_advice, suites_table, utility_table
 from docward.documents.reading import by_label, own_documents, read_documents, unique_documents
 from docward.errors import DocumentError, RunError, UsageError
 from docward.evaluation.correcting import correct_folder, read_validation
@@ -63,6 +63,8 @@ def evaluate_files(
         metrics = correct_folder(output_dir, metrics, judge_error)
     out = console()
     out.print(rates_table({"model": metrics, **corrected_column(metrics)}))
+    if metrics["utility"]:
+        out.print(utility_table({"model": metrics}))
     show_advice(out, metrics)
     if (cut := metrics["dropped"])["replies"]:
         out.print(f"{cut['replies']} prompts were longer than the model's context: {cut['tokens']} document tokens were cut from the middle.")

@@ -19,6 +19,7 @@ from docward.errors import DocumentError
 from docward.presets import Preset, get_preset
 from docward.recipe import Source, as_text
 from docward.records import file_hash, text_hash
+from docward.tasks import GOLD_COLUMN
 from docward.types import Label
 
 
@@ -57,7 +58,7 @@ def _preset_rows(preset: Preset, row: Row) -> Iterator[dict[str, Any]]:
 
 def _fields(source: Source, row: Row) -> dict[str, Any]:
     """A row by the names of a document's fields. Columns that are none of its fields are left out."""
-    values = {name: value for name, value in row.values.items() if name in FIELDS}
+    values = {name: value for name, value in row.values.items() if name in FIELDS or name == "gold" or str(name).startswith(GOLD_COLUMN)}
     for field, column in source.columns.items():
         if column not in row.values:
             raise DocumentError(f"{row.where}: there is no column {column!r} for `{field}`. There are: {', '.join(map(str, sorted(row.values)))[:300]}.")
