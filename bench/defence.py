@@ -38,14 +38,10 @@ def variants(names: Sequence[str]) -> dict[str, list[str]]:
 
 def first_tokens(loaded: Any) -> list[int]:
     """The tokens that refusals begin with: the recipe's own one, or those of the project's refusals in any language."""
-    from docward.dataset.refusals import phrases
     from docward.models import token_biases
+    from docward.tuning.adapters import refusal_starts
 
-    if own := token_biases(loaded.model):
-        return list(own)
-    said = [str(form) for language in phrases().values() for form in language["forms"]]
-    texts = {text.split("{")[0].replace("'", mark) for text in said for mark in ("'", "\u2019")}
-    return sorted({loaded.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in texts if text.strip()})
+    return list(token_biases(loaded.model)) or refusal_starts(loaded.tokenizer)
 
 
 def scores(loaded: Any, replies: Sequence[Any]) -> dict[str, float]:

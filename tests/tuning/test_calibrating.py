@@ -16,7 +16,8 @@ from docward.records import read_rows, write_rows
 from docward.rendering import render
 from docward.serving.exporting import export
 from docward.tasks import get_tasks
-from docward.tuning.calibrating import PLACE, bias_for, calibrate, margins, refusal_token_id
+from docward.tuning.adapters import refusal_token_id
+from docward.tuning.calibrating import PLACE, bias_for, calibrate, margins
 from docward.tuning.tuning import training_groups
 from docward.types import Label, Split
 from tiny import byte_tokenizer, some_documents, training_examples

@@ -28,3 +28,9 @@ def refusal(task: str, random: Random, *, category: str = "", language: str = "e
     purpose = said["purpose"].get(category, said["purpose"]["other"])
     text = str(random.choice(said["forms"])).format(do=do, doing=doing, purpose=purpose)
     return text.replace("'", "\u2019") if random.random() < 1 / 3 else text
+
+
+def openings(language: str = "") -> list[str]:
+    """How refusals begin, up to what depends on the task, with either apostrophe; in one language or in all."""
+    said = (str(form).split("{")[0] for name, one in phrases().items() if language in ("", name) for form in one["forms"])
+    return sorted({text.replace("'", mark) for text in said if text.strip() for mark in ("'", "\u2019")})

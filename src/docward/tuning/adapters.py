@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from docward.dataset.refusals import openings
 from docward.errors import ModelError
 from docward.models import Loaded
 from docward.recipe import TuningSection
@@ -51,8 +52,45 @@ def with_lora(loaded: Loaded, section: TuningSection) -> Any:
         use_rslora=section.use_rslora,
         target_modules=_targets(loaded.model, section.lora_target_modules),
         layers_to_transform=layers if section.lora_first_layer else None,
+        trainable_token_indices=[refusal_token_id(loaded.tokenizer, section.refusal_token)] if section.refusal_token else None,
     )
-    return get_peft_model(loaded.model, config)
+    model = get_peft_model(loaded.model, config)
+    if section.refusal_token:
+        _begin_like_refusals(model, loaded.tokenizer)
+    return model
+
+
+def _begin_like_refusals(model: Any, tokenizer: Any) -> None:
+    """Start the refusal token as the mean of the tokens that refusals begin with: a token that no text has used is next to impossible at first."""
+    import torch
+
+    rows = model.get_input_embeddings().weight[refusal_starts(tokenizer, "en")].float().mean(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "trainable_tokens_delta" in name:
+                weight.copy_(rows.to(weight.dtype).expand_as(weight))
+
+
+def refusal_token_id(tokenizer: Any, token: str) -> int:
+    """The id of the token that refusals begin with.
+
+    Raises:
+        ModelError: it is none of the model's special tokens, so that users would see it, or it ends answers or pads rows.
+    """
+    special = {str(one.content): place for place, one in tokenizer.added_tokens_decoder.items() if one.special}
+    taken = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token}
+    if token not in special or token in taken:
+        free = [name for name in special if name not in taken]
+        raise ModelError(
+            f"tuning.refusal_token is {token!r}, and this model has no such special token to spare. "
+            + (f"Choose one of: {', '.join(free[:12])}." if free else "It has none at all: leave refusal_token out.")
+        )
+    return int(special[token])
+
+
+def refusal_starts(tokenizer: Any, language: str = "") -> list[int]:
+    """The tokens that the project's refusals begin with, in one language or in all."""
+    return sorted({int(tokenizer(text, add_special_tokens=False)["input_ids"][0]) for text in openings(language)})
 
 
 def _targets(model: Any, wanted: list[str] | str) -> list[str]:

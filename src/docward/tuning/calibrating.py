@@ -13,31 +13,14 @@ from math import floor
 from pathlib import Path
 from typing import Any
 
-from docward.errors import ModelError
 from docward.evaluation.evaluating import Settings, planned_replies
 from docward.evaluation.generating import Prompt, first_logits
 from docward.models import Loaded
 from docward.records import write_json
+from docward.tuning.adapters import refusal_token_id
 from docward.types import Document, Label
 
 PLACE = "calibration.json"
-
-
-def refusal_token_id(tokenizer: Any, token: str) -> int:
-    """The id of the token that refusals begin with.
-
-    Raises:
-        ModelError: it is none of the model's special tokens, so that users would see it, or it ends answers or pads rows.
-    """
-    special = {str(one.content): place for place, one in tokenizer.added_tokens_decoder.items() if one.special}
-    taken = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token}
-    if token not in special or token in taken:
-        free = [name for name in special if name not in taken]
-        raise ModelError(
-            f"tuning.refusal_token is {token!r}, and this model has no such special token to spare. "
-            + (f"Choose one of: {', '.join(free[:12])}." if free else "It has none at all: leave refusal_token out.")
-        )
-    return int(special[token])
 
 
 def margins(loaded: Loaded, documents: Sequence[Document], settings: Settings, token: int) -> list[tuple[Label, float]]:

@@ -21,7 +21,6 @@ from docward.models import Loaded, attention, attention_of
 from docward.recipe import TuningSection
 from docward.records import text_hash, whole_folder
 from docward.rendering import END_OF_TURN, Rendered, render
-from docward.tuning.calibrating import refusal_token_id
 from docward.types import Example, Want
 
 if TYPE_CHECKING:
@@ -162,6 +161,7 @@ def training_groups(
         RecipeError: there are no malicious examples or no benign ones, or a row is longer than `max_batch_tokens`.
         ModelError: the tokenizer has no token to end an answer with.
     """
+    from docward.tuning.adapters import refusal_token_id
     from docward.tuning.losses import coefficients, term_of
     from docward.tuning.packing import Row, group_of, too_long
 
