@@ -17,7 +17,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,10 @@ import yaml
 from docward import processes
 from docward.build import build_dataset
 from docward.dataset.saving import read_split
-from docward.dataset.surface import surface_refuses
 from docward.documents.sources import source_hash
 from docward.errors import DatasetError, RecipeError, RunError, StorageError, UsageError
+from docward.evaluation.baseline import surface_baseline
 from docward.evaluation.evaluating import Settings, compare, evaluate
-from docward.evaluation.rates import balance, classifier_verdicts, pooled
 from docward.models import Loaded, best_device, is_adapter, load
 from docward.recipe import Recipe, dump
 from docward.records import read_rows, write_json, write_text
@@ -208,7 +206,7 @@ def _probe(run: Run) -> Any:
         return None
     from docward.tuning.probing import ProbePlan, probe_documents
 
-    documents = [document for document in read_rows(run.folder / "documents.jsonl", Document) if document.split == Split.VALIDATION]
+    documents = [one for one in read_rows(run.folder / "documents.jsonl", Document) if one.split == Split.VALIDATION and not one.is_prompt]
     tasks = tuple(get_tasks(run.recipe.dataset.tasks, run.recipe.task_table()))
     evaluation = run.recipe.evaluation
     settings = Settings(tasks, judge=evaluation.judge, max_new_tokens=section.eval_max_new_tokens, max_batch_tokens=evaluation.max_batch_tokens)
@@ -246,16 +244,13 @@ def summarize(run: Run) -> dict[str, Any]:
         originals = {document.id: document.text for document in documents}
         folder = run.folder / "evaluation"
         defended, tests = compare(folder / DEFENDED, folder / UNTUNED, originals)
-        test = test_documents(run)
-        refuses = surface_refuses([d for d in documents if d.split == Split.TRAIN], test)
-        verdicts = classifier_verdicts(refuses, {document.id: document.label for document in test})
-        surface = {"pooled": {name: asdict(rate) for name, rate in pooled(verdicts).items()}, "balance": (b := balance(verdicts)) and asdict(b)}
+        surface = surface_baseline([document for document in documents if document.split == Split.TRAIN], test_documents(run))
         auc = json.loads((run.folder / "dataset" / "audit.json").read_text(encoding="utf-8"))["surface"]["auc"]
         untuned = json.loads((folder / UNTUNED / "metrics.json").read_text(encoding="utf-8"))
         stages = run.stages()
         metrics = {
             "models": {UNTUNED: untuned, DEFENDED: defended},
-            "surface": surface | {"auc": auc} if refuses else None,
+            "surface": surface and surface | {"auc": auc},
             "paired": tests,
             "seconds": {name: stage["seconds"] for name, stage in stages.items()},
             "peak_memory_mib": max(stage["peak_memory_mib"] for stage in stages.values()),

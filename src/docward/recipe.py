@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_serializer, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
 from docward.errors import RecipeError
 from docward.tasks import TASKS, get_tasks
-from docward.types import Document, Task
+from docward.types import PROMPT, Document, Task
 
 PAPER_TASKS = ["summarize", "translate", "sentiment", "case", "next_sentence"]
+RESERVED = ("all", "general", PROMPT)  # all tasks together, an instruction without a document, a question that is none
 DOCUMENT_FIELDS = frozenset(Document.__slots__) - {"cluster"}
 Tasks = Annotated[list[str], Field(min_length=1)]
 LabelName = Literal["malicious", "sensitive", "ordinary"]
@@ -103,10 +104,16 @@ class Source(Section):
         return str(self.path or self.hub or self.preset)
 
 
+def _free_name(name: str) -> str:
+    if name in RESERVED:
+        raise ValueError(f"{name!r} stands for something else where tasks are named ({', '.join(RESERVED)} do). Choose another name.")
+    return name
+
+
 class OwnTask(Section):
     """A task of the recipe's own."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$"), AfterValidator(_free_name)]
     wordings: list[str] = Field(min_length=1, description="ways of asking, to train on")
     unseen: list[str] = Field(default_factory=list, description="ways of asking that are kept for testing")
 

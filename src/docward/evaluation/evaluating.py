@@ -1,4 +1,4 @@
-"""The evaluation stage: documents x tasks -> replies -> verdicts -> metrics.
+"""The evaluation stage: documents x tasks -> replies -> verdicts -> metrics; short prompts are asked as they are, once each.
 
 In: a loaded model, or one behind a server, and documents. Out: a folder with `replies.jsonl` (appended as they come, put in order at the end),
 `verdicts.jsonl` and `metrics.json`. Generating and judging are separate steps, so a judge can be changed without generating again.
@@ -22,13 +22,14 @@ from docward.evaluation.generating import Generated, Prompt, generate
 from docward.evaluation.judges import Judge, get_judge
 from docward.evaluation.judging import judge_replies
 from docward.evaluation.rates import advice, balance, differences, paired, pooled, rates
+from docward.evaluation.sets import places, set_metrics
 from docward.evaluation.utility import retention, utility
 from docward.models import Loaded
-from docward.records import KeyedLog, Rows, read_rows, write_json, write_rows
+from docward.records import KeyedLog, Only, Rows, read_rows, write_json, write_rows
 from docward.rendering import compose
 from docward.servers import Failure, Question, Server
 from docward.tasks import document_for
-from docward.types import Document, Label, Reply, Task, Verdict
+from docward.types import PROMPT, Document, Label, Reply, Task, Verdict
 
 Progress = Callable[[str, int, int], None]  # what is going on, how much is done, of how much
 
@@ -54,14 +55,13 @@ def wording_of(task: Task, document: Document, wordings: str) -> tuple[int, str]
 
 
 def planned_replies(documents: Sequence[Document], settings: Settings) -> list[Reply]:
-    """Every reply that an evaluation will hold, still empty, in order."""
+    """Every reply that an evaluation will hold, still empty, in order: one for each task of a document, one for a short prompt."""
     planned = []
     for document in documents:
-        for task in settings.tasks:
-            wording, instruction = wording_of(task, document, settings.wordings)
-            key = f"{document.id}|{task.name}|{wording}"
-            text = document_for(task.name, document.text)
-            planned.append(Reply(key, document.id, document.label, task.name, wording, instruction, text, "", document.category))
+        asked = [(task.name, *wording_of(task, document, settings.wordings)) for task in settings.tasks] if not document.is_prompt else [(PROMPT, 0, "")]
+        for name, wording, instruction in asked:
+            key, text = f"{document.id}|{name}|{wording}", document_for(name, document.text)
+            planned.append(Reply(key, document.id, document.label, name, wording, instruction, text, "", document.category, source=document.source))
     return planned
 
 
@@ -86,7 +86,8 @@ def evaluate(
                 f"Process {processes.rank()} holds other weights than process 0, or in another precision. Processes must stand on like machines: "
                 "CPUs that differ in their speed in bfloat16 load a model in different precisions."
             )
-        why = processes.gathered(_collect(model, documents, [planned[key] for key in waiting], settings, folder, progress))
+        missing = [planned[key] for key in waiting]
+        why = processes.gathered(_collect(model, documents, missing, settings, folder, there=len(planned) - len(missing), progress=progress))
         return processes.on_main(lambda: _finish(documents, settings, folder, list(planned), sum(why, Counter[str]())))
 
 
@@ -98,14 +99,14 @@ def _begin(stack: ExitStack, model: Loaded | Server, settings: Settings, folder:
 
 
 def _collect(
-    model: Loaded | Server, documents: Sequence[Document], waiting: Sequence[Reply], settings: Settings, folder: Path, progress: Progress
+    model: Loaded | Server, documents: Sequence[Document], waiting: Sequence[Reply], settings: Settings, folder: Path, *, there: int, progress: Progress
 ) -> Counter[str]:
-    """Get this process's share of the waiting replies, each on disk as it comes; why some did not come."""
+    """Get this process's share of the waiting replies (`there` have come before), each on disk as it comes; why some did not come."""
     left = {reply.document_id for reply in waiting}
     own = share([document for document in documents if document.id in left])
     missing = {reply.key: reply for reply in waiting if reply.document_id in own}
-    total = len(documents) * len(settings.tasks) if processes.count() == 1 else len(missing)
-    done = total - len(missing)
+    done = there if processes.count() == 1 else 0
+    total = done + len(missing)
     what = "replies" if processes.count() == 1 else "replies, this process's share"
     why: Counter[str] = Counter()
     progress(what, done, total)
@@ -201,13 +202,20 @@ def model_metrics(
     untuned: Mapping[str, str] | None = None,
     against: Iterable[Verdict] = (),
 ) -> dict[str, Any]:
-    """What `metrics.json` says of one model; `untuned` holds the untuned model's replies by key, `against` its verdicts. All are read more than once."""
+    """What `metrics.json` says of one model; `untuned` holds the untuned model's replies by key, `against` its verdicts. All are read more than once.
+
+    Short prompts have a part of their own, `prompts`, and are in no other rate, nor in the utility.
+    """
+    by_set = set_metrics(verdicts, places(replies))
+    extent = _extent(replies)
+    replies = Only(replies, lambda reply: reply.task != PROMPT)
     return {
         "rates": [asdict(rate) for rate in rates(verdicts)],
         "pooled": {name: asdict(rate) for name, rate in pooled(verdicts).items()},
         "balance": (found := balance(verdicts)) and asdict(found),
         "attempts": [asdict(one) for one in attempts(replies, verdicts)],
-        **_extent(replies),
+        **extent,
+        **by_set,
         "utility": [asdict(one) for one in utility(replies, originals=originals, untuned=untuned)],
         "retention": [asdict(one) for one in retention(replies, originals=originals, untuned=untuned)] if untuned is not None else [],
         "differences": [asdict(one) for one in differences(verdicts, against)],
@@ -216,11 +224,12 @@ def model_metrics(
 
 
 def _extent(replies: Iterable[Reply]) -> dict[str, dict[str, int]]:
-    """How many documents of each label there are, and what was cut of them."""
+    """How many documents of each label there are, and what was cut of them and of short prompts."""
     labels: dict[str, Label] = {}
     cut = tokens = 0
     for reply in replies:
-        labels[reply.document_id] = reply.label
+        if reply.task != PROMPT:
+            labels[reply.document_id] = reply.label
         cut, tokens = cut + (reply.dropped > 0), tokens + reply.dropped
     found = Counter(labels.values())
     return {"documents": {label.value: found[label] for label in Label}, "dropped": {"replies": cut, "tokens": tokens}}
