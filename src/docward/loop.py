@@ -230,9 +230,10 @@ def evaluate_model(run: Run, name: str) -> None:
 
 
 def test_documents(run: Run) -> list[Document]:
-    """The held-out documents, at most `evaluation.limit` a label."""
+    """The held-out documents, at most `evaluation.limit` a label, then as many short prompts."""
     documents = [document for document in read_rows(run.folder / "documents.jsonl", Document) if document.split == Split.TEST]
-    return [one for label in Label for one in [d for d in documents if d.label == label][: run.recipe.evaluation.limit]]
+    groups = [[one for one in documents if (one.is_prompt, one.label) == (prompt, label)] for prompt in (False, True) for label in Label]
+    return [one for group in groups for one in group[: run.recipe.evaluation.limit]]
 
 
 def summarize(run: Run) -> dict[str, Any]:

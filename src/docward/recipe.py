@@ -226,7 +226,7 @@ class EvaluationSection(Section):
     max_new_tokens: Count = 32
     max_length: Annotated[int, Field(ge=16)] | None = Field(None, description="longest prompt plus reply, in tokens; default: the model's context")
     max_batch_tokens: Annotated[int, Field(ge=16)] = Field(16384, description="most tokens in memory at once, over all rows of a batch")
-    limit: Count | None = Field(None, description="at most so many documents a label")
+    limit: Count | None = Field(None, description="at most so many documents a label, and as many short prompts")
 
 
 class Recipe(Section):

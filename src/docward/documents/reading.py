@@ -304,7 +304,7 @@ def unique_documents(documents: Iterable[Document]) -> list[Document]:
 def fair_share(documents: Sequence[Document], limit: int | None) -> list[Document]:
     """At most `limit` documents of each set under each label, in order of label: the first of every category, then the second ones, and so on.
 
-    Public sets stand in order of category, so their first rows would be of one alone. Of the starter's, which take turns, it is the first few.
+    Public sets stand in order of category, so their first rows would be of one alone. The starter's categories take turns: of its first 24 a label it is those.
     """
     ranks: list[int] = []
     seen: Counter[tuple[str, Label, str]] = Counter()
