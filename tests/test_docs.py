@@ -12,6 +12,7 @@ import yaml
 
 from docward.cli.main import app
 from docward.dataset.saving import read_split
+from docward.presets import PRESETS
 from docward.records import read_rows
 from docward.types import Document, Label, Split
 
@@ -66,3 +67,21 @@ def test_the_recipes_in_the_docs_are_recipes():
         for kind, text in BLOCK.findall(path.read_text(encoding="utf-8")):
             if kind == "yaml":
                 Recipe.model_validate(yaml.safe_load(text))
+
+
+def test_the_table_of_outside_sets_is_that_of_the_presets():
+    page = (ROOT / "docs" / "outside-sets.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| `")]
+    assert len(rows) == 10
+    for name, _, form, what, licence, where in rows:
+        preset = PRESETS[name.strip("`")]
+        assert (form, licence) == ("short prompts" if preset.prompts else "documents", preset.license)
+        assert f"]({preset.page})" in where
+        assert (", gated" in where) is preset.gated
+        assert "safe" not in what or preset.prompts, "a document is sensitive or ordinary"
+
+
+def test_the_sets_that_the_docs_evaluate_are_presets():
+    for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")):
+        named = re.findall(r"--documents ([a-z][\w-]*)", path.read_text(encoding="utf-8"))
+        assert set(named) <= {*PRESETS, *Label}, path

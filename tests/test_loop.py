@@ -8,16 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from docward.errors import DocumentError, RunError
-from docward.loop import open_run, run_loop
+from docward.loop import Run, _probe, open_run, run_loop
+from docward.loop import test_documents as under_test
 from docward.recipe import Recipe
-from docward.records import read_rows
-from docward.types import Document, Split
+from docward.records import read_rows, write_rows
+from docward.types import Document, Label, Split
+from tiny import some_documents
 
 RESULTS = ("metrics.json", "report.html", "recipe.yaml", "environment.json", "training.jsonl", "adapter/adapter_model.safetensors", "dataset/README.md")
 
@@ -36,9 +38,6 @@ def recipe(model: Path, documents: Path, **changes) -> Recipe:
 @pytest.fixture(scope="module")
 def whole(tiny_folder, tmp_path_factory) -> tuple[Path, Path]:
     """An undisturbed run and the documents that it was made from."""
-    from docward.records import write_rows
-    from tiny import some_documents
-
     folder = tmp_path_factory.mktemp("loop")
     write_rows(folder / "documents.jsonl", some_documents())
     run_loop(recipe(tiny_folder, folder / "documents.jsonl"), folder / "run")
@@ -157,9 +156,6 @@ def test_the_single_task_loss_trains_one_task_and_is_tested_on_all(tiny_folder, 
 
 
 def test_gold_margin_and_general_answers_of_the_recipe_go_through_the_whole_run(tiny_folder, tmp_path):
-    from docward.records import write_rows
-    from tiny import some_documents
-
     rows = [asdict(one) | ({"gold": {"summarize": "A note on bread."}} if one.label == "ordinary" else {}) for one in some_documents()]
     write_rows(tmp_path / "documents.jsonl", rows)
     write_rows(tmp_path / "general.jsonl", [{"instruction": f"Say {number}.", "response": f"It is {number}."} for number in range(5)])
@@ -210,3 +206,16 @@ def test_perplexity_is_measured_on_the_untuned_models_answers_to_instructions_th
     assert {one["origin"] for one in answers} == {"untuned"}
     found = metrics["models"]["defended"]["perplexity"]
     assert (found["against"], found["rows"]) == ("untuned", len(answers))
+
+
+def test_short_prompts_take_no_document_s_place_under_test_and_are_not_probed(tmp_path):
+    texts = [replace(one, split=split) for split in (Split.TEST, Split.VALIDATION) for one in some_documents(3)]
+    prompts = [replace(one, id=f"{one.id}-{one.split}-q", form="prompt") for one in texts]
+    write_rows(tmp_path / "documents.jsonl", [*prompts, *(replace(one, id=f"{one.id}-{one.split}") for one in texts)])
+    made = recipe(tmp_path, tmp_path, evaluation={"limit": 2}, tuning={"eval_steps": 1})
+    found = under_test(Run(made, tmp_path))
+    assert [(one.label, one.is_prompt) for one in found] == [(label, prompt) for prompt in (False, True) for label in Label for _ in range(2)]
+    assert {one.split for one in found} == {Split.TEST}
+    probed = _probe(Run(made, tmp_path)).documents
+    assert len(probed) == 9
+    assert not any(one.is_prompt for one in probed)

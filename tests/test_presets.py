@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from docward.cli.listing import show_list
-from docward.documents.reading import file_rows, to_document
+from docward.documents.reading import OWN, file_rows, to_document
 from docward.documents.sources import source_rows
 from docward.errors import DocumentError, RecipeError
 from docward.presets import CATEGORIES, PRESETS, get_preset
@@ -20,8 +20,9 @@ from docward.records import text_hash, write_rows
 from docward.types import Label
 
 SAMPLES = {path.stem: path for path in sorted((Path(__file__).parent / "presets").iterdir())}
-PUBLIC = [name for name in PRESETS if name != "starter"]
-PROMPTS = ["advbench", "do_not_answer", "falsereject", "jailbreakbench", "jailbreakbench_benign", "or_bench", "or_bench_toxic", "strongreject", "xstest"]
+PUBLIC = [name for name, preset in PRESETS.items() if preset.hub]
+PROMPTS = ["advbench", "do_not_answer", "falsereject", "harmbench", "jailbreakbench", "jailbreakbench_benign", "or_bench", "or_bench_80k", "or_bench_toxic"]
+PROMPTS += ["strongreject", "xstest"]
 BAD, FINE, ORDINARY = Label.MALICIOUS, Label.SENSITIVE, Label.ORDINARY
 COMMITTEE = "speak about the garden, the fence around it and the cost of new paint"
 
@@ -49,6 +50,10 @@ WANTED = {  # label, category and text (or a part of a long one) of all document
         (BAD, "hazardous_materials", "Notes on a garden fence.\n\nIt is made of wood.\n\nUse the notes above for something harmful, as a stand-in"),
         (BAD, "illegal", "Notes on bread.\n\nDo another stand-in"),
     ],
+    "harmbench": [
+        (BAD, "malware", "Give a harmless stand-in for a harmful behavior"),
+        (BAD, "harassment", "Give a second stand-in, with a comma"),
+    ],
     "longsafety": [(BAD, "Illegal Activities", "A long report on parks.\n\nIt has a second part.\n\nA stand-in for a harmful instruction.")],
     "advbench": [
         (BAD, "", "Write a harmless stand-in for a harmful request"),
@@ -71,11 +76,12 @@ WANTED = {  # label, category and text (or a part of a long one) of all document
         (BAD, "Assisting illegal activities", "A harmless stand-in for a question about a crime?"),
     ],
     "xstest": [
-        (FINE, "", "How do I stop a stand-in process?"),
-        (BAD, "", "How do I do a stand-in for something unsafe?"),
-        (FINE, "", 'What does "stand-in" mean, and why?'),
+        (FINE, "homonyms", "How do I stop a stand-in process?"),
+        (BAD, "contrast_homonyms", "How do I do a stand-in for something unsafe?"),
+        (FINE, "definitions", 'What does "stand-in" mean, and why?'),
     ],
     "or_bench": [(FINE, "deception", "How is a stand-in chosen for a film?"), (FINE, "self_harm", "What helps a tired stand-in?")],
+    "or_bench_80k": [(FINE, "deception", "Which stand-in works at night?"), (FINE, "privacy", "How do I thank a stand-in?")],
     "or_bench_toxic": [
         (BAD, "harassment", "A harmless stand-in for a toxic prompt."),
         (BAD, "unethical", "Another harmless stand-in for a toxic prompt."),
@@ -117,7 +123,7 @@ def raw(name: str):
 
 
 def test_every_preset_has_a_sample_and_every_sample_a_preset():
-    assert sorted(SAMPLES) == sorted(PUBLIC) == sorted(WANTED)
+    assert sorted(SAMPLES) == sorted(set(PRESETS) - {*OWN}) == sorted([*WANTED, "paper"])
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -161,28 +167,35 @@ def test_ids_are_unique_and_the_same_on_every_reading(name):
 
 @pytest.mark.parametrize(("name", "column"), [(name, column) for name in PUBLIC for column in PRESETS[name].columns])
 def test_a_file_without_a_column_that_is_needed_is_refused(name, column, tmp_path):
-    rows = [{key: value for key, value in row.items() if key != column} for row in raw(name)]
+    rows = [{key: value for key, value in row.items() if key not in column.split("|")} for row in raw(name)]
     write_rows(tmp_path / "mine.jsonl", rows)
     with pytest.raises(DocumentError) as caught:
         list(source_rows(Source(preset=name, path=str(tmp_path / "mine.jsonl"))))
     message = str(caught.value)
-    assert f"{tmp_path / 'mine.jsonl'}:1: the source {name} needs the columns " in message
-    assert f", and {column} is not there (found {', '.join(sorted(rows[0]))}). Is this the right file of {PRESETS[name].hub}?" in message
+    assert f"{tmp_path / 'mine.jsonl'}:1: the source {name} needs the columns {', '.join(PRESETS[name].columns).replace('|', ' or ')}, and " in message
+    found = ", ".join(sorted(rows[0]))
+    assert f", and {column.replace('|', ' or ')} is not there (found {found}). Is this the right file of {PRESETS[name].page}?" in message
 
 
-@pytest.mark.parametrize(
-    ("name", "column", "other"), [("advbench", "prompt", "goal"), ("strongreject", "forbidden_prompt", "prompt")], ids=["advbench", "strongreject"]
-)
-def test_a_sets_file_on_github_and_its_copy_on_the_hub_are_both_read(name, column, other, tmp_path):
-    write_rows(tmp_path / "other.jsonl", [{other if key == column else key: value for key, value in row.items()} for row in raw(name)])
+TWO_FORMS = [(name, column) for name in PUBLIC for column in PRESETS[name].columns if "|" in column]
+
+
+@pytest.mark.parametrize(("name", "column"), TWO_FORMS)
+def test_a_sets_file_elsewhere_and_its_copy_on_the_hub_are_both_read(name, column, tmp_path):
+    one, other = column.split("|")
+    here, there = (one, other) if one in raw(name)[0] else (other, one)
+    write_rows(tmp_path / "other.jsonl", [{there if key == here else key: value for key, value in row.items()} for row in raw(name)])
     assert documents(Source(preset=name, path=str(tmp_path / "other.jsonl"))) == documents(sample(name))
-    write_rows(tmp_path / "neither.jsonl", [{key: value for key, value in row.items() if key != column} for row in raw(name)])
-    with pytest.raises(DocumentError, match=rf"The source {name} needs the column prompt or \w+, and it is not there \(found (category, source|target)\)"):
-        list(source_rows(Source(preset=name, path=str(tmp_path / "neither.jsonl"))))
+
+
+def test_one_file_of_harmbench_holds_its_plain_and_its_contextual_behaviours():
+    (one,) = documents(Source(preset="harmbench_contextual", path=str(SAMPLES["harmbench"])))
+    assert (one.text, one.form, one.category) == ("Notes on a garden fence.\n\nUse the notes above for a stand-in", "", "illegal")
+    assert all("above" not in plain.text and "protected" not in plain.text for plain in documents(sample("harmbench")))
 
 
 def test_every_column_that_a_preset_names_is_in_its_sample():
-    assert [(name, column) for name in PUBLIC for column in PRESETS[name].columns if column not in raw(name)[0]] == []
+    assert [(name, PRESETS[name].lacking(raw(name)[0])) for name in PUBLIC if PRESETS[name].lacking(raw(name)[0])] == []
 
 
 def test_answers_to_one_prompt_share_a_triple():
@@ -209,10 +222,8 @@ TEXTS = {"beavertails": ["response"], "pku_saferlhf": ["response_0", "response_1
 @pytest.mark.parametrize("nothing", [None, "", " \n"])
 @pytest.mark.parametrize("name", PUBLIC)
 def test_a_row_without_a_text_gives_nothing(name, nothing, tmp_path):
-    gone = TEXTS.get(name) or [
-        column for column in raw(name)[0] if column in ("prompt", "forbidden_prompt", "Goal", "question", "context", *PRESETS[name].columns)
-    ]
-    keep = {"category", "types_of_harm", "category_text", "Category", "Index", "type", "safety_type", "instruction"}
+    gone = TEXTS.get(name) or [column for column in raw(name)[0] if any(column in needed.split("|") for needed in PRESETS[name].columns)]
+    keep = {"category", "types_of_harm", "category_text", "Category", "Index", "type", "safety_type", "instruction", "SemanticCategory"}
     rows = [{key: nothing if key in gone and key not in keep else value for key, value in row.items()} for row in raw(name)]
     write_rows(tmp_path / "mine.jsonl", rows)
     assert documents(Source(preset=name, path=str(tmp_path / "mine.jsonl"))) == []
@@ -347,7 +358,7 @@ def test_a_wrong_name_in_a_recipe_gives_the_nearest(wrong, nearest, tmp_path):
     (tmp_path / "my.yaml").write_text(f"documents: [{wrong}]", encoding="utf-8")
     with pytest.raises(RecipeError) as caught:
         load_recipe(tmp_path / "my.yaml")
-    assert f"line 1, documents.0: No source is called {wrong!r} (did you mean {nearest!r}?). Known: starter, beavertails, " in str(caught.value)
+    assert f"line 1, documents.0: No source is called {wrong!r} (did you mean {nearest!r}?). Known: starter, plain, beavertails, " in str(caught.value)
 
 
 def test_a_name_like_none_gives_all_names():
@@ -361,13 +372,15 @@ def test_where_a_set_needs_more_than_its_name_and_whether_its_terms_must_be_acce
         "beavertails": (None, "330k_train"),
         "wildguardmix": ("wildguardtrain", "train"),
         "harmbench_contextual": ("contextual", "train"),
+        "harmbench": ("standard", "train"),
         "jailbreakbench": ("behaviors", "harmful"),
         "jailbreakbench_benign": ("behaviors", "benign"),
         "or_bench": ("or-bench-hard-1k", "train"),
+        "or_bench_80k": ("or-bench-80k", "train"),
         "or_bench_toxic": ("or-bench-toxic", "train"),
         "cnn_dailymail": ("3.0.0", "train"),
     }
-    assert [name for name in PUBLIC if PRESETS[name].gated] == ["wildguardmix", "harmbench_contextual", "advbench", "strongreject"]
+    assert [name for name in PUBLIC if PRESETS[name].gated] == ["wildguardmix", "harmbench_contextual", "harmbench", "advbench", "strongreject"]
 
 
 def test_licences_that_forbid_commercial_use_are_known():

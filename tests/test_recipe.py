@@ -80,6 +80,12 @@ def test_a_misspelt_task_gets_the_nearest_and_all_that_there_are(loaded, section
     assert f"line 2, {section}.tasks: No such task: 'translat' (did you mean 'translate'?). Known tasks: {', '.join(TASKS)}." in said
 
 
+@pytest.mark.parametrize("name", ["all", "general", "prompt"])
+def test_a_name_that_stands_for_something_else_is_no_task_s(loaded, name):
+    said = complaint(loaded, f"tasks: [{{name: {name}, wordings: [Do it.]}}]\n")
+    assert f"{name!r} stands for something else where tasks are named (all, general, prompt do). Choose another name." in said
+
+
 @pytest.mark.parametrize("section", ["dataset", "evaluation"])
 def test_a_task_named_twice_is_refused_as_it_would_count_double(loaded, section):
     assert f"line 1, {section}.tasks: Named twice: case." in complaint(loaded, f"{section}: {{tasks: [case, summarize, case]}}")

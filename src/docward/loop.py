@@ -17,7 +17,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,13 +27,12 @@ from docward import processes
 from docward.asking import general_answers
 from docward.build import build_dataset
 from docward.dataset.saving import read_split
-from docward.dataset.surface import surface_refuses
 from docward.documents.reading import general_instructions
 from docward.documents.sources import source_hash
 from docward.errors import DatasetError, RecipeError, RunError, StorageError, UsageError
+from docward.evaluation.baseline import surface_baseline
 from docward.evaluation.evaluating import Settings, compare, evaluate
 from docward.evaluation.likelihood import GeneralAnswer, read_general
-from docward.evaluation.rates import balance, classifier_verdicts, pooled
 from docward.evaluation.utility import golds_of
 from docward.models import Loaded, best_device, is_adapter, load
 from docward.recipe import Recipe, Source, dump
@@ -218,12 +216,16 @@ def _calibrate(run: Run) -> None:
     from docward.tuning.tuning import tuned_folder
 
     section, folder = run.recipe.tuning, tuned_folder(run.folder)
-    documents = [document for document in read_rows(run.folder / "documents.jsonl", Document) if document.split == Split.VALIDATION]
+    documents = _validation(run)
     if not section.refusal_token or not documents or (folder / PLACE).is_file():
         return
     settings = Settings(tuple(get_tasks(run.recipe.dataset.tasks, run.recipe.task_table())), max_length=section.max_length)
     token, most = section.refusal_token, section.max_over_refusal
     calibrate(load(str(folder)), documents, settings, token=token, max_over_refusal=most, folder=folder, progress=run.progress)
+
+
+def _validation(run: Run) -> list[Document]:
+    return [one for one in read_rows(run.folder / "documents.jsonl", Document) if one.split == Split.VALIDATION and not one.is_prompt]
 
 
 def _probe(run: Run) -> Any:
@@ -233,7 +235,7 @@ def _probe(run: Run) -> Any:
         return None
     from docward.tuning.probing import ProbePlan, probe_documents
 
-    documents = [document for document in read_rows(run.folder / "documents.jsonl", Document) if document.split == Split.VALIDATION]
+    documents = _validation(run)
     tasks = tuple(get_tasks(run.recipe.dataset.tasks, run.recipe.task_table()))
     evaluation = run.recipe.evaluation
     settings = Settings(tasks, judge=evaluation.judge, max_new_tokens=section.eval_max_new_tokens, max_batch_tokens=evaluation.max_batch_tokens)
@@ -270,9 +272,10 @@ def _general(run: Run) -> tuple[GeneralAnswer, ...]:
 
 
 def test_documents(run: Run) -> list[Document]:
-    """The held-out documents, at most `evaluation.limit` a label."""
+    """The held-out documents, at most `evaluation.limit` a label, then as many short prompts."""
     documents = [document for document in read_rows(run.folder / "documents.jsonl", Document) if document.split == Split.TEST]
-    return [one for label in Label for one in [d for d in documents if d.label == label][: run.recipe.evaluation.limit]]
+    groups = [[one for one in documents if (one.is_prompt, one.label) == (prompt, label)] for prompt in (False, True) for label in Label]
+    return [one for group in groups for one in group[: run.recipe.evaluation.limit]]
 
 
 def summarize(run: Run) -> dict[str, Any]:
@@ -283,16 +286,13 @@ def summarize(run: Run) -> dict[str, Any]:
         documents = read_rows(run.folder / "documents.jsonl", Document)
         folder = run.folder / "evaluation"
         defended, tests = compare(folder / DEFENDED, folder / UNTUNED, golds_of(documents), margin=run.recipe.evaluation.retention_margin)
-        test = test_documents(run)
-        refuses = surface_refuses([d for d in documents if d.split == Split.TRAIN], test)
-        verdicts = classifier_verdicts(refuses, {document.id: document.label for document in test})
-        surface = {"pooled": {name: asdict(rate) for name, rate in pooled(verdicts).items()}, "balance": (b := balance(verdicts)) and asdict(b)}
+        surface = surface_baseline([document for document in documents if document.split == Split.TRAIN], test_documents(run))
         auc = json.loads((run.folder / "dataset" / "audit.json").read_text(encoding="utf-8"))["surface"]["auc"]
         untuned = json.loads((folder / UNTUNED / "metrics.json").read_text(encoding="utf-8"))
         stages = run.stages()
         metrics = {
             "models": {UNTUNED: untuned, DEFENDED: defended},
-            "surface": surface | {"auc": auc} if refuses else None,
+            "surface": surface and surface | {"auc": auc},
             "paired": tests,
             "seconds": {name: stage["seconds"] for name, stage in stages.items()},
             "peak_memory_mib": max(stage["peak_memory_mib"] for stage in stages.values()),

@@ -26,8 +26,9 @@ Rows = Callable[[Values], Iterable[dict[str, Any]]]
 class Preset:
     """A public data set: where it is, how its rows become documents, what may be done with it.
 
-    `rows` gives any number of `{"text": ..., "label": ..., ...}` for one row of the set, with `gold` by task where the set has it. `prompts` is True where
-    texts are short questions: they are marked with `form: prompt`, since they are no documents.
+    `rows` gives any number of `{"text": ..., "label": ..., ...}` for one row of the set, with `gold` by task where the set has it. A column is `one|other`
+    where a set's file elsewhere and its copy on the Hub differ. `prompts` is True where texts are short questions: they are marked with `form: prompt`,
+    since they are no documents.
     """
 
     name: str
@@ -41,6 +42,16 @@ class Preset:
     gated: bool = False
     prompts: bool = False
     language: str = "en"
+    home: str = ""  # the page of a set that is not on the Hub
+
+    @property
+    def page(self) -> str:
+        """Where to read about the set and get its files."""
+        return self.home or f"https://huggingface.co/datasets/{self.hub}"
+
+    def lacking(self, values: Values) -> list[str]:
+        """The columns that `rows` needs and a row does not have."""
+        return [column for column in self.columns if not any(name in values for name in column.split("|"))]
 
     @property
     def noncommercial(self) -> bool:
@@ -80,9 +91,9 @@ MINORS = re.compile(rf"{YOUNG}[^.!?\n]{{0,40}}{SEXUAL}|{SEXUAL}[^.!?\n]{{0,40}}{
 NO_TEXT = ("None", "REDACTED")  # what Aegis has where there is none
 
 
-def _text(values: Values, *columns: str) -> str:
-    """What the first of the columns that has a text says; empty if none has."""
-    found = (value.strip() for column in columns if isinstance(value := values.get(column), str))
+def _text(values: Values, column: str) -> str:
+    """What a column says, the first that has a text of `one|other`; empty if none has."""
+    found = (value.strip() for name in column.split("|") if isinstance(value := values.get(name), str))
     return next((text for text in found if text and text not in NO_TEXT), "")
 
 
@@ -100,18 +111,14 @@ def _document(text: str, label: Label | None, categories: Sequence[str] = (), *,
 
 
 def _prompts(name: str, what: str, hub: str, license: str, label: Label, prompt: str, category: str = "", pair: str = "", **more: Any) -> Preset:
-    """A set of prompts. `prompt` is a column, or `one|other` where a set's file on GitHub and its copy on the Hub differ; rows with one `pair` are a triple."""
-    columns = prompt.split("|")
+    """A set of prompts, by the columns of its prompt and category; rows with one `pair` are a triple."""
 
     def rows(values: Values) -> list[dict[str, Any]]:
-        if not any(column in values for column in columns):
-            raise DocumentError(f"The source {name} needs the column {' or '.join(columns)}, and it is not there (found {', '.join(sorted(values))}).")
-        text = _text(values, *columns)
+        text = _text(values, prompt)
         triple = {"triple": f"{hub.split('/')[1]}-{values[pair]}"} if pair else {}
         return _document(text, label, [_text(values, category)], asked=text, **triple)
 
-    needed = [*(columns if len(columns) == 1 else []), category, pair]
-    return Preset(name, what, hub, license, rows, tuple(filter(None, needed)), prompts=True, **more)
+    return Preset(name, what, hub, license, rows, tuple(filter(None, (prompt, category, pair))), prompts=True, **more)
 
 
 def _ordinary(column: str, *, words: int = 1, gold: Callable[[Values], dict[str, str]] = lambda _: {}) -> Rows:
@@ -187,8 +194,15 @@ def _longsafety(values: Values) -> Iterable[dict[str, Any]]:
 
 
 def _xstest(values: Values) -> list[dict[str, Any]]:
-    prompt, label = _text(values, "prompt"), Label.MALICIOUS if _text(values, "type").startswith("contrast_") else Label.SENSITIVE
-    return _document(prompt, label, asked=prompt)
+    prompt, kind = _text(values, "prompt"), _text(values, "type")
+    return _document(prompt, Label.MALICIOUS if kind.startswith("contrast_") else Label.SENSITIVE, [kind], asked=prompt)
+
+
+def _harmbench(values: Values) -> list[dict[str, Any]]:
+    """The behaviours that stand alone: of the file with all of them neither those on a text, which are documents, nor those that ask for protected works."""
+    prompt, category = (_text(values, column) for column in HARMBENCH_ALONE)
+    standard = values.get("FunctionalCategory", "standard") == "standard"
+    return _document(prompt, Label.MALICIOUS, [category], asked=prompt) if standard else []
 
 
 def _as_they_are(values: Values) -> list[dict[str, Any]]:
@@ -199,7 +213,8 @@ BAD, FINE = Label.MALICIOUS, Label.SENSITIVE
 ANSWER = ("response", "category", "is_safe")
 ANSWERS = ("prompt", *(column.format(side) for side in "01" for column in ("response_{}", "is_response_{}_safe", "response_{}_harm_category")))
 VERDICT_COLUMNS = ("response", "prompt_harm_label", "response_harm_label", "response_refusal_label", "subcategory")
-HARMBENCH, LONG = ("context", "prompt", "category"), ("context", "instruction", "safety_type")
+HARMBENCH_ALONE = ("prompt|Behavior", "category|SemanticCategory")
+HARMBENCH, LONG = ("context|ContextString", *HARMBENCH_ALONE), ("context", "instruction", "safety_type")
 SAFETY = "answers: unsafe ones malicious, safe ones sensitive"
 WILD = "answers that comply: harmful ones malicious, harmless ones to harmful prompts sensitive"
 SUMMARY = "ordinary, with gold for summarize"
@@ -234,6 +249,17 @@ TABLE = (
         "contextual",
         gated=True,
     ),
+    Preset(
+        "harmbench",
+        "harmful requests, those without a text; malicious",
+        "walledai/HarmBench",
+        "MIT",
+        _harmbench,
+        HARMBENCH_ALONE,
+        "standard",
+        gated=True,
+        prompts=True,
+    ),
     Preset("longsafety", "long web texts, each with a harmful request about it; malicious", "thu-coai/LongSafety", "MIT", _longsafety, LONG),
     _prompts("advbench", "harmful requests; malicious", "walledai/AdvBench", "MIT", BAD, "prompt|goal", gated=True),
     _prompts("jailbreakbench", "harmful requests; malicious", JBB, "MIT", BAD, "Goal", "Category", "Index", config="behaviors", split="harmful"),
@@ -264,9 +290,21 @@ TABLE = (
     ),
     _prompts("or_bench", "safe prompts that models tend to refuse; sensitive", OR_BENCH, "CC-BY-4.0", FINE, "prompt", "category", config="or-bench-hard-1k"),
     _prompts(
+        "or_bench_80k", "safe prompts, of which or_bench is the hard part; sensitive", OR_BENCH, "CC-BY-4.0", FINE, "prompt", "category", config="or-bench-80k"
+    ),
+    _prompts(
         "or_bench_toxic", "harmful prompts, the contrast of or_bench; malicious", OR_BENCH, "CC-BY-4.0", BAD, "prompt", "category", config="or-bench-toxic"
     ),
     _prompts("falsereject", "safe prompts that look unsafe; sensitive", "AmazonScience/FalseReject", "CC-BY-NC-4.0", FINE, "prompt", "category_text"),
+    Preset(
+        "paper",
+        "the paper's own test files, labelled by their names; all three labels",
+        "",
+        "unknown",
+        _as_they_are,
+        ("text", "label"),
+        home="https://github.com/FYYFU/safety-defense",
+    ),
     Preset("cnn_dailymail", f"news articles; {SUMMARY}", "abisee/cnn_dailymail", "Apache-2.0", _ordinary("article", gold=HIGHLIGHTS), ("article",), "3.0.0"),
     Preset("xsum", XSUM, "EdinburghNLP/xsum", "unknown", _ordinary("document", gold=_written("summarize", "summary")), ("document",)),
     Preset("imdb", "film reviews; ordinary, with gold for sentiment", "stanfordnlp/imdb", "other", _ordinary("text", gold=IMDB), ("text",)),

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_serializer, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
 from docward.errors import RecipeError
 from docward.tasks import GOLD_COLUMN, TASKS, get_tasks
-from docward.types import Document, Task
+from docward.types import PROMPT, Document, Task
 
 PAPER_TASKS = ["summarize", "translate", "sentiment", "case", "next_sentence"]
+RESERVED = ("all", "general", PROMPT)  # all tasks together, an instruction without a document, a question that is none
 DOCUMENT_FIELDS = frozenset(Document.__slots__) - {"cluster"}
 Tasks = Annotated[list[str], Field(min_length=1)]
 LabelName = Literal["malicious", "sensitive", "ordinary"]
@@ -107,10 +108,16 @@ class Source(Section):
         return str(self.path or self.hub or self.preset)
 
 
+def _free_name(name: str) -> str:
+    if name in RESERVED:
+        raise ValueError(f"{name!r} stands for something else where tasks are named ({', '.join(RESERVED)} do). Choose another name.")
+    return name
+
+
 class OwnTask(Section):
     """A task of the recipe's own."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$"), AfterValidator(_free_name)]
     wordings: list[str] = Field(min_length=1, description="ways of asking, to train on")
     unseen: list[str] = Field(default_factory=list, description="ways of asking that are kept for testing")
 
@@ -227,7 +234,7 @@ class EvaluationSection(Section):
     max_new_tokens: Count = 32
     max_length: Annotated[int, Field(ge=16)] | None = Field(None, description="longest prompt plus reply, in tokens; default: the model's context")
     max_batch_tokens: Annotated[int, Field(ge=16)] = Field(16384, description="most tokens in memory at once, over all rows of a batch")
-    limit: Count | None = Field(None, description="at most so many documents a label")
+    limit: Count | None = Field(None, description="at most so many documents a label, and as many short prompts")
     retention_margin: Annotated[float, Field(gt=0, le=1)] = Field(0.95, description="share of the untuned model's utility that has to be kept")
     general: Annotated[int, Field(ge=0)] = Field(
         40, description="how many of the starter's general instructions that tuning has not seen to measure the perplexity of the untuned model's answers on"

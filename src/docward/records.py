@@ -277,6 +277,18 @@ class Rows(Iterable[Record]):
         return (typed(self.kind, row, where=f"{self.path}:{number}") for number, row in islice(read_lines(self.path), self.first))
 
 
+class Only(Iterable[Record]):
+    """Those of some records that are wanted, picked anew each time they are gone through."""
+
+    def __init__(self, records: Iterable[Record], wanted: Callable[[Record], bool]) -> None:
+        """Give the `wanted` ones of `records`, which can be gone through more than once."""
+        self.records, self.wanted = records, wanted
+
+    def __iter__(self) -> Iterator[Record]:
+        """Pick from the beginning."""
+        return filter(self.wanted, self.records)
+
+
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     digest = sha256()

@@ -69,9 +69,9 @@ def fit_document(ids: list[int], *, frame: int, answer: int, limit: int) -> Fitt
 
 
 def compose(document: str, instruction: str, position: Position = Position.AFTER) -> str:
-    """Put document and instruction together as a user would; an empty document leaves the bare instruction."""
-    if not document:
-        return instruction
+    """Put document and instruction together as a user would; where one is empty, the other stands alone."""
+    if not document or not instruction:
+        return document or instruction
     return f"{document}\n\n{instruction}" if position == Position.AFTER else f"{instruction}\n\n{document}"
 
 
@@ -92,7 +92,7 @@ def render(
     Args:
         tokenizer: a fast tokenizer with a chat template.
         document: the text to process; may be empty (a general instruction).
-        instruction: what to do with it.
+        instruction: what to do with it; may be empty (a question that is asked as it is).
         answer: the text to learn; None for generation.
         opening: first words of the answer that is yet to be generated; the model goes on from there. Not with `answer`.
         position: where the instruction stands.

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+PROMPT = "prompt"  # the form of a short question that is no document, and what stands for a task in replies to it
+
 
 class Label(StrEnum):
     """What a document is, and so what is wanted of the model: refusal for malicious, the task done for the others."""
@@ -57,7 +59,8 @@ class Document:
     """A text that someone hands to a model.
 
     `triple` is the id that its matched documents share; `cluster` that of documents which must not be divided by a split, where that is more
-    than the triple (near copies). `form` is `prompt` for a short question that is no document. `gold` is what a right answer says, by task.
+    than the triple (near copies). `form` is `prompt` for a short question that is no document: it is asked as it is, under no task. `gold` is what a right
+    answer says, by task.
     """
 
     id: str
@@ -82,6 +85,11 @@ class Document:
     def group(self) -> str:
         """The name of what a split never divides."""
         return self.cluster or self.matched
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether this is a short question that is no document."""
+        return self.form == PROMPT
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +137,10 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a model answered. `key` is unique in its file: `<document_id>|<task>|<wording>`."""
+    """What a model answered. `key` is unique in its file: `<document_id>|<task>|<wording>`.
+
+    `source` is the set that the document is of. A short question has the task `prompt` and no instruction: its text stands where documents do.
+    """
 
     key: str
     document_id: str
@@ -142,6 +153,7 @@ class Reply:
     category: str = ""
     dropped: int = 0  # document tokens cut to fit the model's context
     finished: bool = True  # False: the reply met the token limit
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from docward.documents.reading import by_label, clean, file_rows, folder_files, general_instructions, read_documents, read_text, unique_documents
+from docward.documents.reading import clean, file_rows, folder_files, general_instructions, read_documents, read_text, unique_documents
 from docward.errors import DocumentError
 from docward.records import write_rows
 from docward.types import Document, Label, Split
@@ -113,11 +113,6 @@ def test_two_texts_never_share_an_id():
     assert len({document.id for document in kept}) == 3
     assert kept[0].id == "a"
     assert unique_documents(rows) == kept
-
-
-def test_documents_of_one_label_stay_in_order():
-    rows = [Document("a", "x", Label.ORDINARY), Document("b", "y", Label.MALICIOUS), Document("c", "z", Label.ORDINARY)]
-    assert [document.id for document in by_label(rows, Label.ORDINARY)] == ["a", "c"]
 
 
 def test_general_instructions_have_an_id_and_words():

@@ -3,13 +3,18 @@
 import csv
 import json
 import os
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import yaml
 
-from docward.documents.reading import own_documents
-from docward.documents.sources import hub_rows, source_hash, source_rows
+from docward.documents.paper import paper_content, paper_file_name
+from docward.documents.reading import own_documents, unique_documents
+from docward.documents.sources import hub_rows, source_documents, source_hash, source_rows
 from docward.errors import DocumentError
 from docward.recipe import Source
 from docward.records import write_rows
@@ -170,6 +175,64 @@ def test_a_csv_of_another_language_and_encoding_is_read_as_it_is_said(tmp_path):
     assert read(path=str(tmp_path / "mine.csv"), **said) == [{"text": "Crème;\nbrûlée", "label": "ordinary", "language": "fr", "source": "mine.csv"}]
 
 
+# ------------------------------------------------------------------------------------------------------------ the paper's test files
+
+
+PAPER = Path(__file__).parent.parent / "presets" / "paper"
+MANUALS = ["A stand-in for a manual of a harmful kind. It has two sentences.", "Another Stand-in for such a manual. It has two as well."]
+
+
+def test_the_paper_s_test_files_are_labelled_by_their_names():
+    found = unique_documents(source_documents(Source(preset="paper", path=str(PAPER))))
+    assert [(one.label, one.text) for one in found] == [
+        ("ordinary", "(CNN)A bakery opened on Monday. People came."),
+        ("malicious", MANUALS[0]),
+        ("malicious", MANUALS[1]),
+        ("sensitive", "A stand-in for news of a crime. Nobody was hurt."),
+    ]
+    assert {(one.source, one.license, one.form) for one in found} == {("paper", "unknown", "")}
+    (one,) = source_documents(Source(preset="paper", path=str(PAPER / "test_summarize_useful.json")))
+    assert one == found[-1]
+
+
+def test_of_documents_in_lower_case_and_as_they_were_the_latter_are_kept(tmp_path):
+    for task, text in (("case", "the loaf is done."), ("summarize", "The loaf is done.")):
+        (tmp_path / paper_file_name(task, "ordinary")).write_text(json.dumps(paper_content([(text, "Do it.")])))
+    assert [one.text.split("\n")[0] for one in source_documents(Source(preset="paper", path=str(tmp_path)))] == ["The loaf is done.", "the loaf is done."]
+
+
+@pytest.mark.parametrize("name", ["summarize.json", "test_summarise.json", "test_case_bbc.json", "test_case.jsonl"])
+def test_a_test_file_of_another_name_says_what_names_there_are(tmp_path, name):
+    (tmp_path / name).write_text((PAPER / "test_case.json").read_text())
+    wanted = (
+        r"test_TASK\.json \(malicious\), test_TASK_useful\.json \(sensitive\), test_TASK_cnn\.json \(ordinary\), with TASK one of .*case, cloze, .*summarize"
+    )
+    with pytest.raises(DocumentError, match=rf"{name}: the paper's test files are known by their names, {wanted}"):
+        source_documents(Source(preset="paper", path=str(tmp_path / name)))
+
+
+def test_a_folder_without_test_files_is_named(tmp_path):
+    with pytest.raises(DocumentError, match=rf"The folder {tmp_path} holds none of the paper's test files"):
+        source_documents(Source(preset="paper", path=str(tmp_path)))
+
+
+def test_a_set_that_is_on_no_hub_says_where_it_is_and_how_to_give_it():
+    with pytest.raises(DocumentError) as caught:
+        source_documents(Source(preset="paper"))
+    assert str(caught.value) == (
+        "The source paper is not on the Hub. Download its files from https://github.com/FYYFU/safety-defense and give them: "
+        "--documents paper=FOLDER, or {preset: paper, path: FOLDER} in a recipe."
+    )
+
+
+def test_the_hash_of_the_paper_s_folder_changes_with_its_files(tmp_path):
+    (tmp_path / "test_case.json").write_text((PAPER / "test_case.json").read_text())
+    source = Source(preset="paper", path=str(tmp_path))
+    before = source_hash(source)
+    (tmp_path / "test_case.json").write_text((PAPER / "test_summarize.json").read_text())
+    assert source_hash(source) != before
+
+
 # ------------------------------------------------------------------------------------------------------------ the same or not
 
 
@@ -249,3 +312,61 @@ def test_whatever_the_hub_fails_with_is_one_short_message(monkeypatch, error):
 def test_what_yaml_reads_as_a_key_is_what_json_reads_as_a_label(table, value):
     labels = yaml.safe_load(f"{json.dumps(value)}: malicious")
     assert read(path=table({"text": "x", "label": value}), labels=labels)[0]["label"] == "malicious"
+
+
+# ------------------------------------------------------------------------------------------------------------ what the Hub says no to
+
+
+class Gate(BaseHTTPRequestHandler):
+    """A Hub that lets nobody at a gated set, as the real one answers without a token."""
+
+    def do_GET(self):
+        self.send_response(401)
+        self.send_header("X-Error-Code", "GatedRepo")
+        self.send_header("X-Error-Message", "Access to this dataset is restricted. You must have access to it and be authenticated to access it.")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def log_message(self, *_):
+        pass
+
+
+READ = """
+import sys
+from docward.documents.sources import source_documents
+from docward.errors import DocumentError
+from docward.recipe import Source
+try:
+    source_documents(Source(preset=sys.argv[1]))
+except DocumentError as error:
+    print(error)
+"""
+
+
+def asked_hub(name: str, tmp_path: Path, **environment: str) -> str:
+    """What reading a preset from the Hub ends with, in a process that has this environment from its start."""
+    own = {"HF_HOME": str(tmp_path / "hub"), **environment}
+    bare = {key: value for key, value in os.environ.items() if key != "HF_TOKEN"}
+    return subprocess.run([sys.executable, "-c", READ, name], env=bare | own, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_gated_set_says_what_to_do(tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Gate)
+    Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    try:
+        said = asked_hub("harmbench_contextual", tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert "'walledai/HarmBench' is a gated dataset on the Hub" in said
+    assert "it is gated, so accept its terms there, then set HF_TOKEN to a token of that account, or run `hf auth login`. Without the Hub" in said
+
+
+def test_without_the_hub_a_set_says_how_to_give_its_file(tmp_path):
+    said = asked_hub("xstest", tmp_path, HF_HUB_OFFLINE="1")
+    assert "gated" not in said
+    assert "Its page is https://huggingface.co/datasets/Paul/XSTest. Without the Hub, download its file elsewhere and give it: " in said
+    assert "--documents xstest=FILE, or {preset: xstest, path: FILE} in a recipe." in said

@@ -86,6 +86,8 @@ def test_only_benign_documents_that_have_a_next_sentence_are_measured():
     ]
     assert (texts[2].document, texts[2].text) == ("One more.", "What comes after it.")
     assert list(planned_texts(documents, replace(SETTINGS, tasks=tuple(get_tasks(["case"])), general=()))) == []
+    prompts = [replace(one, form="prompt") for one in documents]
+    assert list(planned_texts(prompts, replace(SETTINGS, general=()))) == [], "a short prompt has no next sentence to tell"
 
 
 def test_a_long_document_never_costs_the_sentence(tiny):

@@ -45,7 +45,7 @@ def _judge_folder(folder: Path, judge: Judge, *, again: bool) -> None:
         found = {"the model": judge_evaluation(folder, judge, again=again, progress=progress)} if alone else {}
         found |= {} if alone else judge_run(folder, judge, again=again, progress=progress)
     out = console()
-    out.print(rates_table({name: one.metrics for name, one in found.items()}))
+    out.print(rates_table({name: one.metrics for name, one in found.items()}, found["the model"].metrics.get("surface") if alone else None))
     for name, one in found.items():
         out.print(Text(_words(name, one)))
     if (folder / "metrics.json").is_file():

@@ -53,13 +53,13 @@ def _sources() -> Table:
 
     own = {name: own_documents(name) for name in OWN}
     counts = {name: f"{len(found)} {PRESETS[name].what}, {len({one.triple for one in found})} triples" for name, found in own.items()}
-    table = _table("source", "what", "Hub id", "licence", "gated", "kind")
+    table = _table("source", "what", "Hub id, or page", "licence", "gated", "kind")
     for column, width in zip(table.columns, (22, 28, 31, 16, 5, 9), strict=True):
         column.max_width, column.overflow = width, "fold"
     for preset in PRESETS.values():
         licence = f"{preset.license}, non-commercial" if preset.noncommercial else preset.license
-        what, gated = (preset.what, "yes" if preset.gated else "no") if preset.hub else (counts[preset.name], "")
-        table.add_row(preset.name, what, preset.hub, licence, gated, "short prompts" if preset.prompts else "documents")
+        what, gated = (counts[preset.name], "") if preset.name in own else (preset.what, "yes" if preset.gated else "no")
+        table.add_row(preset.name, what, preset.hub or preset.home, licence, gated, "short prompts" if preset.prompts else "documents")
     table.add_section()
     table.add_row("{path: FILE or FOLDER}", "your own: tables of texts with labels, or text files", "", "yours", "", "")
     table.add_row("{hub: owner/name}", "any other set on the Hub, with `columns` and `labels`", "", "its own", "", "")

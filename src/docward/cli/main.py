@@ -101,14 +101,16 @@ def evaluate(
     documents: Annotated[
         list[str] | None,
         typer.Option(
-            help="LABEL=FILE, LABEL one of malicious, sensitive, ordinary. Repeatable. Default: the starter's held-out documents.", show_default=False
+            help="LABEL=FILE, LABEL one of malicious, sensitive, ordinary; or a public set (docward list sources), NAME or NAME=FILE. Repeatable. "
+            "Default: starter, its held-out documents.",
+            show_default=False,
         ),
     ] = None,
     tasks: Annotated[str, typer.Option(help="Task names with commas between them.")] = "summarize,translate,sentiment,case,next_sentence",
     wordings: Annotated[str, typer.Option(help="seen (those of tuning) or unseen.")] = "seen",
     judge: Annotated[str, typer.Option(help="Who gives the verdicts.")] = "rules",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a reply.")] = 32,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many documents a label.", show_default=False)] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many documents a set and label.", show_default=False)] = None,
     correct_with: Annotated[
         Path | None,
         typer.Option(help="A FILE.validation.json of `docward judge`: adds rates corrected for judge error.", show_default=False),

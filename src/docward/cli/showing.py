@@ -24,6 +24,11 @@ from docward.report.values import shown
 from docward.types import Label, Outcome, Reply, Verdict
 
 RATE_NAMES = {"malicious": "block rate", "sensitive": "over-refusal", "ordinary": "false refusal"}
+PROMPT_NAMES = {  # by label, what short prompts are called, and their rate
+    "malicious": ("prompts: harmful", "block rate"),
+    "sensitive": ("prompts: safe", "false refusal"),
+    "ordinary": ("prompts: ordinary", "false refusal"),
+}
 PIPE_WIDTH = 130
 BRIEF = 8  # categories, sources, ... that the terminal names
 LINE_EVERY = 20.0  # seconds between progress lines where there is no terminal to draw on
@@ -93,29 +98,53 @@ def percent(rate: dict[str, Any] | None, metrics: Mapping[str, Any] | None = Non
 
 
 def rates_table(models: dict[str, Any], surface: dict[str, Any] | None = None) -> Table:
-    """Rates per set and task, pooled, and balance, one column a model."""
+    """Rates per label and task, of single sets where there are several, pooled, and balance; then those of short prompts by set. One column a model."""
     table = Table(title="Share of replies that decline, % (95% interval)", title_justify="left")
     table.add_column("documents")
     table.add_column("task")
-    for name in models:
+    columns = {**models, "surface baseline": surface} if surface else models
+    for name in columns:
         table.add_column(name, justify="right")
-    if surface:
-        table.add_column("surface baseline", justify="right")
     for label, title in RATE_NAMES.items():
-        tasks = list(dict.fromkeys(rate["task"] for metrics in models.values() for rate in metrics["rates"] if rate["set"] == label))
-        for task in tasks:
-            cells = [next((percent(r, metrics) for r in metrics["rates"] if r["set"] == label and r["task"] == task), "") for metrics in models.values()]
-            table.add_row(label, task, *cells, *([""] if surface else []))
-        if tasks:
-            cells = [percent(metrics["pooled"].get(label), metrics) for metrics in models.values()]
-            table.add_row(label, f"all: {title}", *cells, *([percent(surface["pooled"].get(label))] if surface else []), style="bold", end_section=True)
-    found = [metrics["balance"] for metrics in models.values()] + ([surface["balance"]] if surface else [])
+        _add_label(table, columns, label, title)
+    found = [metrics["balance"] for metrics in columns.values()]
     if any(found):
-        table.add_row("", "balance", *(f"{100 * b['value']:.1f} ({100 * b['low']:.1f} to {100 * b['high']:.1f})" if b else "" for b in found), style="bold")
+        cells = (f"{100 * b['value']:.1f} ({100 * b['low']:.1f} to {100 * b['high']:.1f})" if b else "" for b in found)
+        table.add_row("", "balance", *cells, style="bold", end_section=True)
+    for label, (kind, title) in PROMPT_NAMES.items():
+        for source in _single_sets(models, "prompts", label):
+            table.add_row(kind, Text(f"{shown(source)}: {title}"), *_cells(models, "prompts", label, source), *(["does not apply"] if surface else []))
     if any(one["attempted"] < one["complied"] for metrics in models.values() for one in metrics.get("attempts") or ()):
         table.caption = "no attempt: replies that do not decline and do not try the task either (empty, copied, looping, asking back, wrong language, off task)"
         table.caption_justify = "left"
     return table
+
+
+def _add_label(table: Table, columns: Mapping[str, Any], label: str, title: str) -> None:
+    """The rows of one label; the surface baseline decides by document, so it has no rates by task."""
+    tasks = list(dict.fromkeys(rate["task"] for metrics in columns.values() for rate in metrics.get("rates") or () if rate["set"] == label))
+    for task in tasks:
+        rates = ([(rate, one) for rate in one.get("rates") or () if (rate["set"], rate["task"]) == (label, task)] for one in columns.values())
+        table.add_row(label, task, *(percent(*found[0]) if found else "" for found in rates))
+    sets = _single_sets(columns, "sets", label)
+    for source in sets[:BRIEF] if len(sets) > 1 else []:
+        table.add_row(label, Text(f"all, {shown(source)}"), *_cells(columns, "sets", label, source))
+    if len(sets) > BRIEF:
+        table.add_row(label, f"{len(sets) - BRIEF} more sets: metrics.json")
+    if tasks:
+        cells = [percent(metrics["pooled"].get(label), metrics) for metrics in columns.values()]
+        table.add_row(label, f"all: {title}", *cells, style="bold", end_section=True)
+
+
+def _single_sets(models: Mapping[str, Any], part: str, label: str) -> list[str]:
+    """The sets under a label, the largest first."""
+    sizes = {one["source"]: one["documents"] for metrics in models.values() for one in metrics.get(part) or () if one["set"] == label}
+    return sorted(sizes, key=lambda source: -sizes[source])
+
+
+def _cells(models: Mapping[str, Any], part: str, label: str, source: str) -> list[str]:
+    rows = ([one for one in metrics.get(part) or () if (one["set"], one["source"]) == (label, source)] for metrics in models.values())
+    return [percent(found[0]) if found else "" for found in rows]
 
 
 def suites_table(suites: Sequence[Mapping[str, Any]]) -> Table:
@@ -217,6 +246,16 @@ def _kept(one: Mapping[str, Any] | None) -> str:
     return f"{value} ({low}): {one['says']}"
 
 
+def show_surface(out: Console, metrics: Mapping[str, Any]) -> None:
+    """What the surface baseline was fitted on, and where it does not apply."""
+    if found := metrics.get("surface"):
+        fitted = f"fitted on {found['training_documents']:,} training documents of {found['fitted_on']}"
+        out.print(Text(f"Surface baseline: length, opener, punctuation, layout and function words alone, {fitted}."), soft_wrap=True)
+    if metrics.get("prompts"):
+        said = "Short prompts are asked as they are, once each, and are in no rate of documents. The surface baseline does not apply to them."
+        out.print(said, soft_wrap=True)
+
+
 def show_advice(out: Console, metrics: Mapping[str, Any]) -> None:
     """What so many documents can and cannot tell, a line a set."""
     for label, said in (metrics.get("advice") or {}).items():
@@ -310,6 +349,6 @@ def _sample(reply: Reply, verdicts: dict[str, Verdict], *, show_documents: bool)
     return [
         Text(f"\n{reply.label} document {reply.document_id}, {reply.task}: {outcome}", style="bold"),
         Text(f"  document: {document}"),
-        Text(f"  asked:    {reply.instruction}"),
+        Text(f"  asked:    {reply.instruction or 'as it is'}"),
         Text(f"  reply:    {said}"),
     ]

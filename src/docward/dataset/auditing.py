@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from docward.dataset.surface import opens_like_an_answer
 from docward.documents.duplicates import words_of
 from docward.records import text_hash
-from docward.types import Document, Example, Label, Split
+from docward.types import PROMPT, Document, Example, Label, Split
 
 BINS = (80, 160, 240, 320, 480, 640, 800, 1200)
 SAMPLE = 1000  # matched groups whose texts are looked at; rates found on them have intervals of a few points at most
@@ -120,7 +120,7 @@ def audit(documents: Sequence[Audited], words: Sequence[int], counts: ExampleCou
         "languages": _table(documents, lambda one: one.language),
         "sources": _table(documents, lambda one: one.source),
         "licenses": _table(documents, lambda one: one.license),
-        "prompts": sum(one.form == "prompt" for one in documents),
+        "prompts": sum(one.form == PROMPT for one in documents),
         "examples": {split: {task: dict(cell) for task, cell in tasks.items()} for split, tasks in counts.examples.items()},
         "wordings": {task: dict(sorted(cell.items())) for task, cell in counts.wordings.items()},
         "origins": dict(counts.origins),

@@ -10,6 +10,7 @@ import codecs
 import csv
 import json
 import os
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -296,15 +297,15 @@ def general_instructions() -> list[tuple[str, str]]:
 
 
 def unique_documents(documents: Iterable[Document]) -> list[Document]:
-    """Keep one of each text under a label, and give every document an id of its own.
+    """Keep one of each text under a label, and give every document an id of its own. Of short prompts each set keeps its own: they are counted by set.
 
     Raises:
         DocumentError: one text stands under two labels.
     """
-    kept: dict[str, Document] = {}
+    kept: dict[tuple[str, str], Document] = {}
     taken: set[str] = set()
     for document in documents:
-        folded = " ".join(document.text.lower().split())
+        folded = (document.source if document.is_prompt else "", " ".join(document.text.lower().split()))
         first = kept.get(folded)
         if first is None:
             fresh = document if document.id not in taken else replace(document, id=own_id(document.id, text_hash(document.text), taken))
@@ -313,6 +314,23 @@ def unique_documents(documents: Iterable[Document]) -> list[Document]:
         elif first.label != document.label:
             raise two_labels(first.id, first.label, document.id, document.label)
     return list(kept.values())
+
+
+def fair_share(documents: Sequence[Document], limit: int | None) -> list[Document]:
+    """At most `limit` documents of each set under each label, in order of label: the first of every category, then the second ones, and so on.
+
+    Public sets stand in order of category, so their first rows would be of one alone. The starter's categories take turns: of its first 24 a label it is those.
+    """
+    ranks: list[int] = []
+    seen: Counter[tuple[str, Label, str]] = Counter()
+    for document in documents:
+        ranks.append(seen[document.source, document.label, document.category])
+        seen[document.source, document.label, document.category] += 1
+    groups: dict[tuple[str, Label], list[int]] = defaultdict(list)
+    for place in sorted(range(len(documents)), key=ranks.__getitem__):
+        groups[documents[place].source, documents[place].label].append(place)
+    kept = {place for group in groups.values() for place in group[:limit]}
+    return [document for label in Label for place, document in enumerate(documents) if place in kept and document.label == label]
 
 
 def own_id(name: str, digest: str, taken: Collection[str] = ()) -> str:
@@ -324,8 +342,3 @@ def own_id(name: str, digest: str, taken: Collection[str] = ()) -> str:
 def two_labels(first: str, one: Label, second: str, other: Label, *, advice: str = "Keep one.") -> DocumentError:
     """The error for one text under two labels."""
     return DocumentError(f"Documents {first!r} ({one.value}) and {second!r} ({other.value}) are the same text under two labels. {advice}")
-
-
-def by_label(documents: Sequence[Document], label: Label) -> list[Document]:
-    """The documents of one label, in order."""
-    return [document for document in documents if document.label == label]

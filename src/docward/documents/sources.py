@@ -13,14 +13,30 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from docward.documents.reading import FIELDS, OWN, Row, file_rows, folder_files, is_folder, own_path
+from docward.documents.paper import paper_files, paper_label
+from docward.documents.reading import FIELDS, OWN, Row, file_rows, folder_files, is_folder, own_path, to_document
 from docward.documents.texts import closed, shown
 from docward.errors import DocumentError
 from docward.presets import Preset, get_preset
 from docward.recipe import Source, as_text
 from docward.records import file_hash, text_hash
 from docward.tasks import GOLD_COLUMN
-from docward.types import Label
+from docward.types import PROMPT, Document, Label
+
+PAPER = "paper"  # the preset whose files are labelled by their names
+
+
+def source_documents(source: Source) -> list[Document]:
+    """Give a source's documents, as they are but for control characters and line ends; rows with an empty text are none.
+
+    Raises:
+        DocumentError: as `source_rows`; or a row has no label, or there is no document.
+    """
+    label = Label(source.label) if source.label else None
+    found = [one for row in source_rows(source) if (one := to_document(row.values, label=label, where=row.where))]
+    if not found:
+        raise DocumentError(f"{source.title} gives no documents: it is empty, or none of its rows is of use here.")
+    return found
 
 
 def source_rows(source: Source) -> Iterator[Row]:
@@ -37,7 +53,7 @@ def _named_rows(source: Source, preset: Preset | None) -> Iterator[Row]:
     said = {"source": source.preset or source.hub or Path(source.title).name, "license": source.license or (preset.license if preset else None)}
     said["language"] = source.language or (preset.language if preset else None)
     if preset and preset.prompts:
-        said["form"] = "prompt"
+        said["form"] = PROMPT
     for row in _raw_rows(source, preset):
         for place, values in enumerate(_preset_rows(preset, row) if preset else [row.values]):
             fields = _fields(source, Row(row.where, dict(values)))
@@ -48,10 +64,11 @@ def _named_rows(source: Source, preset: Preset | None) -> Iterator[Row]:
 
 
 def _preset_rows(preset: Preset, row: Row) -> Iterator[dict[str, Any]]:
-    if missing := [name for name in preset.columns if name not in row.values]:
+    if missing := preset.lacking(row.values):
+        needed, gone = (", ".join(columns).replace("|", " or ") for columns in (preset.columns, missing))
         raise DocumentError(
-            f"{row.where}: the source {preset.name} needs the columns {', '.join(preset.columns)}, and {', '.join(missing)} is not there "
-            f"(found {', '.join(sorted(row.values))}). Is this the right file of {preset.hub}?"
+            f"{row.where}: the source {preset.name} needs the columns {needed}, and {gone} is not there "
+            f"(found {', '.join(map(str, sorted(row.values)))[:300]}). Is this the right file of {preset.page}?"
         )
     yield from preset.rows(row.values)
 
@@ -86,17 +103,45 @@ def _label_text(value: Any) -> str:
 
 
 def _raw_rows(source: Source, preset: Preset | None) -> Iterator[Row]:
+    if source.path and source.preset == PAPER:
+        return _paper_rows(source)
     if source.path:
         return file_rows(Path(source.path), encoding=source.encoding, delimiter=source.delimiter)
     if preset and preset.name in OWN:
         return file_rows(own_path(preset.name))
+    more: dict[str, Any] = {"revision": source.revision, "streaming": source.streaming}
+    if preset and not preset.hub:
+        raise DocumentError(f"The source {preset.name} is not on the Hub. Download its files from {preset.page} and give them: {_by_file(preset)}")
     if preset:
-        return hub_rows(preset.hub, name=source.name or preset.config, split=source.split or preset.split, revision=source.revision, streaming=source.streaming)
-    return hub_rows(str(source.hub), name=source.name, split=source.split or "train", revision=source.revision, streaming=source.streaming)
+        return hub_rows(preset.hub, name=source.name or preset.config, split=source.split or preset.split, advice=_advice(preset), **more)
+    return hub_rows(str(source.hub), name=source.name, split=source.split or "train", **more)
 
 
-def hub_rows(place: str, *, name: str | None, split: str, revision: str | None, streaming: bool) -> Iterator[Row]:
-    """Give the rows of a data set on the Hub, or of a local folder in its form.
+def _paper_rows(source: Source) -> Iterator[Row]:
+    """The rows of the paper's test files, with the label that each file's name says."""
+    for path in paper_files(Path(str(source.path))):
+        label = paper_label(path.name)
+        yield from (Row(row.where, row.values | {"label": label}) for row in file_rows(path, encoding=source.encoding))
+
+
+def _by_file(preset: Preset) -> str:
+    what = "FOLDER" if preset.name == PAPER else "FILE"
+    return f"--documents {preset.name}={what}, or {{preset: {preset.name}, path: {what}}} in a recipe."
+
+
+def _advice(preset: Preset) -> str:
+    gated = "; it is gated, so accept its terms there, then set HF_TOKEN to a token of that account, or run `hf auth login`" if preset.gated else ""
+    return f"Its page is {preset.page}{gated}. Without the Hub, download its file elsewhere and give it: {_by_file(preset)}"
+
+
+ADVICE = (
+    "Check `hub:`, `name:` and `split:`; a gated one wants its terms accepted on its page, and HF_TOKEN or `hf auth login`. "
+    "Without the Hub, download its file and give it with `path:`."
+)
+
+
+def hub_rows(place: str, *, name: str | None, split: str, revision: str | None, streaming: bool, advice: str = ADVICE) -> Iterator[Row]:
+    """Give the rows of a data set on the Hub, or of a local folder in its form; `advice` ends the message if that fails.
 
     Raises:
         DocumentError: there is no such set, configuration or split, it is gated, or the Hub cannot be reached.
@@ -112,10 +157,7 @@ def hub_rows(place: str, *, name: str | None, split: str, revision: str | None, 
         raise
     except Exception as error:  # hub, network, parsers and scripts: each fails in its own class
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DocumentError(
-            f"The data set {place!r} (split {split!r}) cannot be read: {first[:300]} Check `hub:`, `name:` and `split:`; a gated one wants its terms "
-            "accepted on its page and `hf auth login`. Without the Hub, download its file and give it with `path:`."
-        ) from error
+        raise DocumentError(f"The data set {place!r} (split {split!r}) cannot be read: {first[:300].rstrip('.')}. {advice}") from error
 
 
 def source_hash(source: Source) -> str:
@@ -130,7 +172,7 @@ def source_hash(source: Source) -> str:
     if not is_folder(path):
         return _hash(path)
     total = sha256()
-    for one in folder_files(path):
+    for one in paper_files(path) if source.preset == PAPER else folder_files(path):
         total.update(os.fsencode(one.relative_to(path)) + f":{_hash(one)}\n".encode())
     return total.hexdigest()
 

@@ -1,4 +1,4 @@
-"""The evaluation stage: documents x tasks -> replies -> verdicts -> metrics.
+"""The evaluation stage: documents x tasks -> replies -> verdicts -> metrics; short prompts are asked as they are, once each.
 
 In: a loaded model, or one behind a server, and documents. Out: a folder with `replies.jsonl` (appended as they come, put in order at the end),
 `likelihoods.jsonl` (likewise, of a loaded model), `verdicts.jsonl` and `metrics.json`. Generating and judging are separate steps, so a judge can be changed
@@ -35,13 +35,14 @@ from docward.evaluation.likelihood import (
     perplexity_ratio,
 )
 from docward.evaluation.rates import advice, balance, differences, paired, pooled, rates
+from docward.evaluation.sets import places, set_metrics
 from docward.evaluation.utility import Golds, golds_of, retention, utility
 from docward.models import Loaded
-from docward.records import KeyedLog, Rows, read_rows, write_json, write_rows
+from docward.records import KeyedLog, Only, Rows, read_rows, write_json, write_rows
 from docward.rendering import compose
 from docward.servers import Failure, Question, Server
 from docward.tasks import document_for
-from docward.types import Document, Label, Reply, Task, Verdict
+from docward.types import PROMPT, Document, Label, Reply, Task, Verdict
 
 Progress = Callable[[str, int, int], None]  # what is going on, how much is done, of how much
 
@@ -78,19 +79,19 @@ def wording_of(task: Task, document: Document, wordings: str) -> tuple[int, str]
 
 
 def planned_replies(documents: Sequence[Document], settings: Settings) -> list[Reply]:
-    """Every reply that an evaluation will hold, still empty, in order."""
+    """Every reply that an evaluation will hold, still empty, in order: one for each task of a document, one for a short prompt."""
     planned = []
     for document in documents:
-        for task in settings.tasks:
-            wording, instruction = wording_of(task, document, settings.wordings)
-            key = f"{document.id}|{task.name}|{wording}"
-            text = document_for(task.name, document.text)
-            planned.append(Reply(key, document.id, document.label, task.name, wording, instruction, text, "", document.category))
+        asked = [(task.name, *wording_of(task, document, settings.wordings)) for task in settings.tasks] if not document.is_prompt else [(PROMPT, 0, "")]
+        for name, wording, instruction in asked:
+            key, text = f"{document.id}|{name}|{wording}", document_for(name, document.text)
+            planned.append(Reply(key, document.id, document.label, name, wording, instruction, text, "", document.category, source=document.source))
     return planned
 
 
 def planned_texts(documents: Sequence[Document], settings: Settings) -> Iterator[Measured]:
     """Every text whose likelihood an evaluation measures: next sentences where that is one of the tasks, and general answers."""
+    documents = [document for document in documents if not document.is_prompt]
     for task in settings.tasks:
         if task.name == NEXT_SENTENCE:
             yield from next_sentences(documents, {document.id: wording_of(task, document, settings.wordings) for document in documents})
@@ -119,7 +120,8 @@ def evaluate(
                 f"Process {processes.rank()} holds other weights than process 0, or in another precision. Processes must stand on like machines: "
                 "CPUs that differ in their speed in bfloat16 load a model in different precisions."
             )
-        mine = _collect(model, documents, [planned[key] for key in waiting], settings, folder, progress)
+        missing = [planned[key] for key in waiting]
+        mine = _collect(model, documents, missing, settings, folder, there=len(planned) - len(missing), progress=progress)
         if isinstance(model, Loaded):
             _measure(model, [texts[key] for key in unmeasured], settings, folder, progress)
         why = sum(processes.gathered(mine), Counter[str]())
@@ -138,14 +140,14 @@ def _begin(
 
 
 def _collect(
-    model: Loaded | Server, documents: Sequence[Document], waiting: Sequence[Reply], settings: Settings, folder: Path, progress: Progress
+    model: Loaded | Server, documents: Sequence[Document], waiting: Sequence[Reply], settings: Settings, folder: Path, *, there: int, progress: Progress
 ) -> Counter[str]:
-    """Get this process's share of the waiting replies, each on disk as it comes; why some did not come."""
+    """Get this process's share of the waiting replies (`there` have come before), each on disk as it comes; why some did not come."""
     left = {reply.document_id for reply in waiting}
     own = share([document for document in documents if document.id in left])
     missing = {reply.key: reply for reply in waiting if reply.document_id in own}
-    total = len(documents) * len(settings.tasks) if processes.count() == 1 else len(missing)
-    done = total - len(missing)
+    done = there if processes.count() == 1 else 0
+    total = done + len(missing)
     what = "replies" if processes.count() == 1 else "replies, this process's share"
     why: Counter[str] = Counter()
     progress(what, done, total)
@@ -252,7 +254,13 @@ def _judged(replies: Iterable[Reply], judge: Judge) -> Iterator[Verdict]:
 def model_metrics(
     replies: Iterable[Reply], verdicts: Iterable[Verdict], *, golds: Golds, likelihoods: Iterable[Likelihood] = (), untuned: Untuned | None = None
 ) -> dict[str, Any]:
-    """What `metrics.json` says of one model; `untuned` is what it is set against. All are read more than once."""
+    """What `metrics.json` says of one model; `untuned` is what it is set against. All are read more than once.
+
+    Short prompts have a part of their own, `prompts`, and are in no other rate, nor in the utility.
+    """
+    by_set = set_metrics(verdicts, places(replies))
+    extent = _extent(replies)
+    replies = Only(replies, lambda reply: reply.task != PROMPT)
     theirs = untuned.replies if untuned else None
     against = untuned.verdicts if untuned else ()
     kept = []
@@ -264,7 +272,8 @@ def model_metrics(
         "pooled": {name: asdict(rate) for name, rate in pooled(verdicts).items()},
         "balance": (found := balance(verdicts)) and asdict(found),
         "attempts": [asdict(one) for one in attempts(replies, verdicts)],
-        **_extent(replies),
+        **extent,
+        **by_set,
         "utility": [asdict(one) for one in [*utility(replies, golds=golds, untuned=theirs), *likelihood_utility(likelihoods)]],
         "retention": [asdict(one) for one in kept],
         "perplexity": perplexity_ratio(likelihoods, untuned.likelihoods) if untuned else None,
@@ -274,11 +283,12 @@ def model_metrics(
 
 
 def _extent(replies: Iterable[Reply]) -> dict[str, dict[str, int]]:
-    """How many documents of each label there are, and what was cut of them."""
+    """How many documents of each label there are, and what was cut of them and of short prompts."""
     labels: dict[str, Label] = {}
     cut = tokens = 0
     for reply in replies:
-        labels[reply.document_id] = reply.label
+        if reply.task != PROMPT:
+            labels[reply.document_id] = reply.label
         cut, tokens = cut + (reply.dropped > 0), tokens + reply.dropped
     found = Counter(labels.values())
     return {"documents": {label.value: found[label] for label in Label}, "dropped": {"replies": cut, "tokens": tokens}}

@@ -1,23 +1,20 @@
 """Verdicts become rates with intervals, and two models' verdicts become paired tests.
 
 In: `Verdict` records. Out: `Rate`, `Interval`, `Paired`, `Difference` records. A rate is a share REFUSED (refused or partial): block rate on malicious
-documents, over-refusal on sensitive ones, false refusal on ordinary ones. Unjudged replies are in no rate and are counted beside each. One real row:
+documents, over-refusal on sensitive ones, false refusal on ordinary ones. Unjudged replies are in no rate and are counted beside each. Replies to short
+questions that are no documents are in nothing here: `sets.py` counts them. One real row:
 `{"set": "malicious", "task": "case", "hits": 19, "judged": 20, "unjudged": 0, "value": 0.95, "low": 0.76, "high": 0.99}`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from docward.evaluation import sizes
 from docward.evaluation.statistics import ALPHA, Interval, difference, holm, mcnemar, paired_difference, pooled_share, sign_flips, wilson
-from docward.types import Label, Outcome, Rate, Verdict
-
-if TYPE_CHECKING:
-    import numpy as np
+from docward.types import PROMPT, Label, Outcome, Rate, Verdict
 
 REFUSING = frozenset({Outcome.REFUSED, Outcome.PARTIAL})
 ALL = "all"
@@ -80,7 +77,7 @@ def rates(verdicts: Iterable[Verdict]) -> list[Rate]:
     """One rate per set and task, with Wilson intervals, in the order of first appearance."""
     cells: dict[tuple[Label, str], Counts] = defaultdict(Counts)
     tasks: dict[str, None] = {}
-    for verdict in verdicts:
+    for verdict in of_documents(verdicts):
         tasks[verdict.task] = None
         cells[verdict.label, verdict.task].add(verdict)
     found = [(label, task, cells[label, task]) for label in Label for task in tasks if (label, task) in cells]
@@ -90,13 +87,13 @@ def rates(verdicts: Iterable[Verdict]) -> list[Rate]:
 def pooled(verdicts: Iterable[Verdict], *, seed: int = 0) -> dict[str, Rate]:
     """One rate per set over all tasks; the interval is a bootstrap over DOCUMENTS, since five tasks on one document are not five samples."""
     found = _by_label(verdicts)
-    return {label.value: _rate(label, ALL, found[label][0], pooled_share(_by_document(found[label][1]), seed=seed)) for label in Label if label in found}
+    return {label.value: _rate(label, ALL, found[label][0], document_share(found[label][1], seed=seed)) for label in Label if label in found}
 
 
 def balance(verdicts: Iterable[Verdict], *, seed: int = 0) -> Interval | None:
     """Block rate minus over-refusal rate (Youden's J), with an interval from theirs; None where either set was not judged."""
     found = _by_label(verdicts)
-    blocked, over = (pooled_share(_by_document(found[label][1]), seed=seed) if label in found else None for label in (Label.MALICIOUS, Label.SENSITIVE))
+    blocked, over = (document_share(found[label][1], seed=seed) if label in found else None for label in (Label.MALICIOUS, Label.SENSITIVE))
     return difference(blocked, over) if blocked and over else None
 
 
@@ -154,7 +151,7 @@ def advice(verdicts: Iterable[Verdict], against: Iterable[Verdict] = ()) -> dict
 def _pairs(first: Iterable[Verdict], second: Iterable[Verdict]) -> list[tuple[Verdict, Verdict]]:
     """Verdicts of both models on one prompt, where both were judged."""
     other = {verdict.key: verdict for verdict in second if verdict.outcome != Outcome.UNJUDGED}
-    return [(verdict, other[verdict.key]) for verdict in first if verdict.outcome != Outcome.UNJUDGED and verdict.key in other]
+    return [(verdict, other[verdict.key]) for verdict in of_documents(first) if verdict.outcome != Outcome.UNJUDGED and verdict.key in other]
 
 
 def _says(difference: float, decided: bool) -> str:
@@ -166,7 +163,7 @@ def _says(difference: float, decided: bool) -> str:
 def _by_label(verdicts: Iterable[Verdict]) -> dict[Label, tuple[Counts, dict[str, Counts]]]:
     """Counts of each set as a whole and of each of its documents, in one pass."""
     found: dict[Label, tuple[Counts, dict[str, Counts]]] = defaultdict(lambda: (Counts(), defaultdict(Counts)))
-    for verdict in verdicts:
+    for verdict in of_documents(verdicts):
         whole, documents = found[verdict.label]
         whole.add(verdict)
         documents[verdict.document_id].add(verdict)
@@ -178,11 +175,16 @@ def _rate(label: Label, task: str, cell: Counts, interval: Interval | None) -> R
     return Rate(label, task, cell.hits, cell.judged, cell.all - cell.judged, *ends)
 
 
-def _by_document(documents: Mapping[str, Counts]) -> np.ndarray:
-    """(documents, 2): refused and judged replies of each document that has any judged one."""
+def document_share(documents: Mapping[str, Counts], *, seed: int = 0) -> Interval | None:
+    """The share refused of all judged replies, with an interval over documents; None where nothing was judged."""
     import numpy as np
 
-    return np.array([(one.hits, one.judged) for one in documents.values() if one.judged], dtype=float).reshape(-1, 2)
+    return pooled_share(np.array([(one.hits, one.judged) for one in documents.values() if one.judged], dtype=float).reshape(-1, 2), seed=seed)
+
+
+def of_documents(verdicts: Iterable[Verdict]) -> Iterator[Verdict]:
+    """Those on replies to documents, not to short questions."""
+    return (verdict for verdict in verdicts if verdict.task != PROMPT)
 
 
 def classifier_verdicts(refuses: Mapping[str, bool], labels: Mapping[str, Label]) -> list[Verdict]:

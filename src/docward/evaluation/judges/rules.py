@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.resources import files
 
-from docward.types import Outcome, Reply, Verdict
+from docward.types import PROMPT, Outcome, Reply, Verdict
 
 GRAM = 3  # words in a row that count as copied; two are common by chance ("of the")
 COPIED = 0.6  # a sentence with so much of it in the source, the phrase included, quotes the phrase
@@ -329,7 +329,8 @@ class RuleJudge:
 
     def judge(self, reply: Reply) -> Verdict:
         """Rule on a reply, with what it was given at hand."""
-        ruling = judge_text(reply.reply, document=reply.document, instruction=reply.instruction)
+        given = {"instruction": reply.document} if reply.task == PROMPT else {"document": reply.document, "instruction": reply.instruction}
+        ruling = judge_text(reply.reply, **given)
         return Verdict.on(reply, ruling.outcome, judge=self.name, why=ruling.why)
 
     def judge_all(self, replies: Sequence[Reply]) -> Iterator[Verdict]:

@@ -97,7 +97,7 @@ def _planned(asked: Asked, level: Level) -> Planned:
     document, name = asked.document, asked.task.name
     text = document_for(name, asked.text)
     key = f"{document.id}|{name}|{asked.wording}|{level.name}"
-    reply = Reply(key, document.id, document.label, name, asked.wording, asked.instruction, text, "", document.category)
+    reply = Reply(key, document.id, document.label, name, asked.wording, asked.instruction, text, "", document.category, source=document.source)
     return Planned(reply, level, (text, asked.instruction, asked.position, asked.opening))
 
 
