@@ -27,6 +27,7 @@ from pydantic import TypeAdapter, ValidationError
 from docward.errors import DocumentError, RunError, StorageError
 
 Record = TypeVar("Record")
+LOCK = ".lock"  # in a folder that a process holds
 
 
 @contextmanager
@@ -289,6 +290,37 @@ def file_hash(path: Path) -> str:
 def text_hash(*parts: str) -> str:
     """A short stable id of some text: 16 hex digits of SHA-256."""
     return sha256("\x1f".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder, made if need be, by a lock file that is there as long.
+
+    Raises:
+        RunError: another process holds it.
+        StorageError: the folder cannot be made or written.
+    """
+    place = folder / LOCK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = place.open("w")
+    except OSError as error:
+        raise StorageError(f"Cannot write to {folder}: {error.strerror}. Choose another --output-dir.") from error
+    with lock:
+        if not _locked(lock, place):
+            raise RunError(f"Another process is working in {folder}. Wait for it, or choose another --output-dir.")
+        try:
+            yield
+        finally:
+            place.unlink(missing_ok=True)
+
+
+def _locked(lock: IO[str], place: Path) -> bool:
+    """Whether the lock is ours, and still the one at its place: who held it before may have taken it away since it was opened."""
+    with suppress(BlockingIOError, FileNotFoundError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(lock.fileno()).st_ino == place.stat().st_ino
+    return False
 
 
 class KeyedLog:

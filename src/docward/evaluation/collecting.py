@@ -6,53 +6,17 @@ In: an evaluation's folder. Each process appends to a file of its own where a la
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import IO
 
 from docward import processes
-from docward.errors import RunError, StorageError
 from docward.records import KeyedLog, Rows, whole_file
 from docward.types import Document, Reply
 
 PART = "replies.part-{}.jsonl"
 AT_A_TIME = 1000  # rows taken in before the disk is waited for
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold a folder for one evaluation (process 0 holds it for all), by a lock file that is there as long.
-
-    Raises:
-        RunError: another evaluation holds it.
-        StorageError: the folder cannot be made.
-    """
-    place = folder / ".lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = place.open("w")
-    except OSError as error:
-        raise StorageError(f"Cannot write to {folder}: {error.strerror}. Choose another --output-dir.") from error
-    with lock:
-        if not _locked(lock, place):
-            raise RunError(f"Another process is evaluating into {folder}. Wait for it, or choose another --output-dir.")
-        try:
-            yield
-        finally:
-            place.unlink(missing_ok=True)
-
-
-def _locked(lock: IO[str], place: Path) -> bool:
-    """Whether the lock is ours, and still the one at its place: who held it before may have taken it away since it was opened."""
-    with suppress(BlockingIOError, FileNotFoundError):
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.fstat(lock.fileno()).st_ino == place.stat().st_ino
-    return False
 
 
 def own_file(folder: Path) -> Path:

@@ -17,14 +17,14 @@ from typing import Any
 from docward import processes
 from docward.errors import RunError
 from docward.evaluation.attempts import attempts
-from docward.evaluation.collecting import AT_A_TIME, held, own_file, put_in_order, share, take_in
+from docward.evaluation.collecting import AT_A_TIME, own_file, put_in_order, share, take_in
 from docward.evaluation.generating import Generated, Prompt, generate
 from docward.evaluation.judges import Judge, get_judge
 from docward.evaluation.judging import judge_replies
 from docward.evaluation.rates import advice, balance, differences, paired, pooled, rates
 from docward.evaluation.utility import retention, utility
 from docward.models import Loaded
-from docward.records import KeyedLog, Rows, read_rows, write_json, write_rows
+from docward.records import KeyedLog, Rows, held, read_rows, write_json, write_rows
 from docward.rendering import compose
 from docward.servers import Failure, Question, Server
 from docward.tasks import document_for
