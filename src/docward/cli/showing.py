@@ -138,7 +138,7 @@ def suites_table(suites: Sequence[Mapping[str, Any]]) -> Table:
 def difference_words(found: Mapping[str, Mapping[str, Any]]) -> str:
     """What the paired tests of one level say: the size of each decided difference, and that the others are undecided; nothing for level 0."""
     tests = {label: test for label in RATE_NAMES if (test := found.get(label, {}).get("against_unchanged"))}
-    said = [f"{RATE_NAMES[label]} {100 * test['difference']:+.1f}" for label, test in tests.items() if test["decided"]]
+    said = [f"{RATE_NAMES[label]} {100 * test['value']:+.1f}" for label, test in tests.items() if test["decided"]]
     if len(said) < len(tests):
         said.append("others undecided" if said else "undecided")
     return ", ".join(said)
