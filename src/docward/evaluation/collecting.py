@@ -6,12 +6,12 @@ In: an evaluation's folder. Each process appends to a file of its own where a la
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
 from docward import processes
+from docward.keyed import KeyedRows, KeyTable
 from docward.records import KeyedLog, Rows, whole_file
 from docward.types import Document, Reply
 
@@ -49,18 +49,12 @@ def take_in(folder: Path) -> set[str]:
 
 def put_in_order(path: Path, keys: Sequence[str]) -> int:
     """Make `keys` the first rows of a keyed JSONL, in that order, and leave the others behind them as they stand; gives how many of `keys` are there."""
-    places: dict[str, int] = {}
-    with path.open("rb") as rows:
-        place = 0
-        for line in rows:
-            places[json.loads(line)["key"]] = place
-            place += len(line)
-        there = [key for key in keys if key in places]
-        wanted = set(there)
-        order = there + [key for key in places if key not in wanted]
-        if order != list(places):
-            with whole_file(path) as draft, draft.open("wb") as out:
-                for key in order:
-                    rows.seek(places[key])
-                    out.write(rows.readline())
-    return len(there)
+    wanted = KeyTable((key, 1) for key in keys)
+    with KeyedRows(path, lambda _, line: line) as rows:
+        there = sum(key in rows.places for key in keys)
+        if all(key == found for key, found in zip((key for key in keys if key in rows.places), rows, strict=False)):
+            return there
+        with whole_file(path) as draft, draft.open("w", encoding="utf-8", errors="surrogateescape", newline="") as out:
+            out.writelines(rows[key] for key in keys if key in rows.places)
+            out.writelines(rows[key] for key in rows if key not in wanted)
+    return there

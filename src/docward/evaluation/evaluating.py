@@ -18,13 +18,15 @@ from docward import processes
 from docward.errors import RunError
 from docward.evaluation.attempts import attempts
 from docward.evaluation.collecting import AT_A_TIME, own_file, put_in_order, share, take_in
+from docward.evaluation.comparing import Pairs, advice
 from docward.evaluation.generating import Generated, Prompt, generate
 from docward.evaluation.judges import Judge, get_judge
 from docward.evaluation.judging import judge_replies
-from docward.evaluation.rates import advice, balance, differences, paired, pooled, rates
+from docward.evaluation.rates import Sums
 from docward.evaluation.utility import retention, utility
+from docward.keyed import KeyedRows, KeyTable
 from docward.models import Loaded
-from docward.records import KeyedLog, Rows, held, read_rows, write_json, write_rows
+from docward.records import KeyedLog, Rows, held, write_json, write_rows
 from docward.rendering import compose
 from docward.servers import Failure, Question, Server
 from docward.tasks import document_for
@@ -176,7 +178,7 @@ def judge_folder(
 ) -> dict[str, Any]:
     """Judge the replies in a folder and write `verdicts.jsonl` and `metrics.json`; `keys` keeps only those replies, in that order.
 
-    Replies are read from the file as they are needed: what grows in memory is their keys and the counts by document, not the texts.
+    Replies are read from the file as they are needed: what grows in memory are hashes of their keys and the counts by document, not the texts.
     """
     first = None if keys is None else put_in_order(folder / "replies.jsonl", keys)
     replies = Rows(folder / "replies.jsonl", Reply, first=first)
@@ -199,40 +201,45 @@ def model_metrics(
     *,
     originals: Mapping[str, str],
     untuned: Mapping[str, str] | None = None,
-    against: Iterable[Verdict] = (),
+    pairs: Pairs | None = None,
 ) -> dict[str, Any]:
-    """What `metrics.json` says of one model; `untuned` holds the untuned model's replies by key, `against` its verdicts. All are read more than once."""
+    """What `metrics.json` says of one model; `untuned` holds the untuned model's replies by key, `pairs` what its verdicts come to beside this model's."""
     return {
-        "rates": [asdict(rate) for rate in rates(verdicts)],
-        "pooled": {name: asdict(rate) for name, rate in pooled(verdicts).items()},
-        "balance": (found := balance(verdicts)) and asdict(found),
-        "attempts": [asdict(one) for one in attempts(replies, verdicts)],
-        **_extent(replies),
+        **verdict_metrics(replies, verdicts, pairs=pairs),
         "utility": [asdict(one) for one in utility(replies, originals=originals, untuned=untuned)],
         "retention": [asdict(one) for one in retention(replies, originals=originals, untuned=untuned)] if untuned is not None else [],
-        "differences": [asdict(one) for one in differences(verdicts, against)],
-        "advice": advice(verdicts, against),
     }
 
 
-def _extent(replies: Iterable[Reply]) -> dict[str, dict[str, int]]:
-    """How many documents of each label there are, and what was cut of them."""
-    labels: dict[str, Label] = {}
+def verdict_metrics(replies: Iterable[Reply], verdicts: Iterable[Verdict], *, pairs: Pairs | None = None) -> dict[str, Any]:
+    """What `metrics.json` says of one model as far as it follows from verdicts. Both are gone through more than once, and none is held."""
+    sums, pairs = Sums(verdicts), pairs or Pairs((), ())
+    return {
+        "rates": [asdict(rate) for rate in sums.rates()],
+        "pooled": {name: asdict(rate) for name, rate in sums.pooled().items()},
+        "balance": (found := sums.balance()) and asdict(found),
+        "attempts": [asdict(one) for one in attempts(replies, verdicts)],
+        "documents": {label.value: sums.documents(label) for label in Label},
+        "dropped": _dropped(replies),
+        "differences": [asdict(one) for one in pairs.differences()],
+        "advice": advice(sums, pairs),
+    }
+
+
+def _dropped(replies: Iterable[Reply]) -> dict[str, int]:
+    """How many replies are to a document that was cut, and by how many tokens in all."""
     cut = tokens = 0
     for reply in replies:
-        labels[reply.document_id] = reply.label
         cut, tokens = cut + (reply.dropped > 0), tokens + reply.dropped
-    found = Counter(labels.values())
-    return {"documents": {label.value: found[label] for label in Label}, "dropped": {"replies": cut, "tokens": tokens}}
+    return {"replies": cut, "tokens": tokens}
 
 
 def compare(first: Path, second: Path, originals: Mapping[str, str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Set a model's folder against the untuned model's: its metrics with utility against untuned replies, and the paired tests."""
-    replies = [read_rows(folder / "replies.jsonl", Reply) for folder in (first, second)]
-    verdicts = [read_rows(folder / "verdicts.jsonl", Verdict) for folder in (first, second)]
-    judged = {verdict.key for verdict in verdicts[0]}
-    untuned = {reply.key: reply.reply for reply in replies[1]}
-    mine = [reply for reply in replies[0] if reply.key in judged]
-    metrics = model_metrics(mine, verdicts[0], originals=originals, untuned=untuned, against=verdicts[1])
+    """Set a model's folder against the untuned model's: its metrics with utility against untuned replies, and the paired tests. Texts stay in the files."""
+    mine, theirs = (Rows(folder / "verdicts.jsonl", Verdict) for folder in (first, second))
+    pairs = Pairs(mine, theirs)
+    replies = Rows(first / "replies.jsonl", Reply, keys=KeyTable((verdict.key, 1) for verdict in mine))
+    with KeyedRows(second / "replies.jsonl", lambda row, _: str(row["reply"])) as untuned:
+        metrics = model_metrics(replies, mine, originals=originals, untuned=untuned, pairs=pairs)
     write_json(first / "metrics.json", metrics)
-    return metrics, [asdict(one) for one in paired(*verdicts)]
+    return metrics, [asdict(one) for one in pairs.paired()]
