@@ -12,10 +12,10 @@ from docward.cli.showing import bars, console, corrected_column, rates_table, sh
 from docward.documents.reading import by_label, read_documents, starter_documents, unique_documents
 from docward.errors import DocumentError, RunError, UsageError
 from docward.evaluation.correcting import correct_folder, read_validation
-from docward.evaluation.evaluating import Progress, Settings, evaluate
+from docward.evaluation.evaluating import Progress, Settings, evaluate, reasons
 from docward.evaluation.judges import get_judge
-from docward.evaluation.suites import get_suites
-from docward.evaluation.suites.running import run_suites
+from docward.evaluation.suites import EVERY, SUITES, get_suites
+from docward.evaluation.suites.running import for_server, run_suites
 from docward.models import Loaded
 from docward.report.page import write_report
 from docward.servers import Server
@@ -40,25 +40,28 @@ def evaluate_files(
 
     Raises:
         RunError: a server did not give all replies; what it gave is kept and shown.
-        UsageError: suites for a model behind a server, or by several processes.
+        UsageError: a suite that a model behind a server cannot be asked.
     """
     judge = get_judge(settings.judge).name
     judge_error = read_validation(correct_with, judge=judge) if correct_with else None
     chosen = get_suites(suites)
-    if chosen and processes.count() > 1:
-        raise UsageError("Suites are run by one process: leave out the launcher, or --suite.")
     documents = gather(sources, limit)
     said: AbstractContextManager[Progress] = nullcontext(lambda *_: None) if processes.rank() else bars()
     with said as progress:
         progress(f"loading {name}", 0, 0)
         model = opened()
-        if chosen and isinstance(model, Server):
-            raise UsageError("Suites need the model's own tokenizer, which a server does not give: leave out --suite, or --base-url.")
+        run = for_server(chosen) if isinstance(model, Server) else chosen
+        if len(run) < len(chosen) and EVERY not in suites:
+            wanting = "; ".join(f"{one.name} wants {one.wants}" for one in chosen if one not in run)
+            raise UsageError(
+                f"A server cannot be asked every suite ({wanting}). Leave those out, or --base-url; `--suite {EVERY}` runs those that it can be asked: "
+                f"{', '.join(one.name for one in for_server(list(SUITES.values())))}."
+            )
         metrics = evaluate(model, documents, settings, output_dir, progress=progress)
-        if processes.rank():
-            return
         ordinary = [one for one in starter_documents() if one.split == Split.TEST and one.label == Label.ORDINARY]
-        found = run_suites(model, documents, chosen, settings, output_dir, ordinary=ordinary, seed=seed, progress=progress) if isinstance(model, Loaded) else []
+        found = run_suites(model, documents, run, settings, output_dir, ordinary=ordinary, seed=seed, progress=progress)
+    if processes.rank():
+        return
     if judge_error:
         metrics = correct_folder(output_dir, metrics, judge_error)
     out = console()
@@ -71,12 +74,15 @@ def evaluate_files(
     for one in found:
         if one["left_out"]:
             out.print(f"Suite {one['name']}: longer than the model's context, so not asked: {', '.join(one['left_out'])}.")
+    if len(run) < len(chosen):
+        out.print(f"Not run, since a server cannot be asked them: {', '.join(f'{one.name} (wants {one.wants})' for one in chosen if one not in run)}.")
     out.print(f"Replies, verdicts, metrics: {output_dir}\nReport: {write_report(output_dir)}", soft_wrap=True)
-    if (missing := metrics["missing"])["replies"]:
-        reasons = "; ".join(f"{why} ({times})" for why, times in Counter(missing["why"]).most_common(3))
+    if lack := sum(one["missing"]["replies"] for one in (metrics, *found)):
+        why = sum((Counter(one["missing"]["why"]) for one in (metrics, *found)), Counter[str]())
+        whole = len(documents) * len(settings.tasks) + sum(row["judged"] + row["unjudged"] for one in found for row in one["rows"])
+        whole += sum(one["missing"]["replies"] for one in found)
         raise RunError(
-            f"{missing['replies']} of {len(documents) * len(settings.tasks)} replies did not come and are in no rate above: {reasons}. "
-            "Run the same command again: only those are asked for."
+            f"{lack} of {whole} replies did not come and are in no rate above: {reasons(why)}. Run the same command again: only those are asked for."
         )
 
 

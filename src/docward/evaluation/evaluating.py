@@ -7,9 +7,9 @@ In: a loaded model, or one behind a server, and documents. Out: a folder with `r
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ def evaluate(
     planned = {reply.key: reply for reply in planned_replies(documents, settings)}
     processes.wait()
     with ExitStack() as stack:
-        waiting, fingerprint = processes.on_main(lambda: _begin(stack, model, settings, folder, planned))
+        waiting, fingerprint = processes.on_main(lambda: begin(stack, model, settings, folder, planned))
         if fingerprint != model.fingerprint:
             raise RunError(
                 f"Process {processes.rank()} holds other weights than process 0, or in another precision. Processes must stand on like machines: "
@@ -92,9 +92,10 @@ def evaluate(
         return processes.on_main(lambda: _finish(documents, settings, folder, list(planned), sum(why, Counter[str]())))
 
 
-def _begin(stack: ExitStack, model: Loaded | Server, settings: Settings, folder: Path, planned: Iterable[str]) -> tuple[list[str], str]:
+def begin(stack: ExitStack, model: Loaded | Server, settings: Settings, folder: Path, planned: Iterable[str], **more: str | int) -> tuple[list[str], str]:
+    """Hold a folder until `stack` ends, and claim it (see `claim_folder`); the keys that it still lacks, and the model's fingerprint."""
     stack.enter_context(held(folder))
-    claim_folder(folder, model, settings)
+    claim_folder(folder, model, settings, **more)
     there = take_in(folder)
     return [key for key in planned if key not in there], model.fingerprint
 
@@ -107,44 +108,75 @@ def _collect(
     own = share([document for document in documents if document.id in left])
     missing = {reply.key: reply for reply in waiting if reply.document_id in own}
     total = len(documents) * len(settings.tasks) if processes.count() == 1 else len(missing)
-    done = total - len(missing)
     what = "replies" if processes.count() == 1 else "replies, this process's share"
-    why: Counter[str] = Counter()
-    progress(what, done, total)
+    prompts = [Prompt(reply.key, reply.document, reply.instruction, system=settings.system) for reply in missing.values()]
+    progress(what, total - len(missing), total)
     with KeyedLog(own_file(folder)) as log:
-        for batch in _replies(model, list(missing.values()), settings):
-            answers = [one for one in batch if isinstance(one, Generated)]
-            log.append([_filled(missing[one.key], one.text, one.dropped, one.finished) for one in answers])
-            why.update(one.why for one in batch if isinstance(one, Failure))
-            done += len(answers)
-            progress(what, done, total)
+        filled = {key: [reply] for key, reply in missing.items()}
+        return fill(model, prompts, filled, settings, log, lambda done: progress(what, total - len(missing) + done, total))
+
+
+def fill(
+    model: Loaded | Server, prompts: Sequence[Prompt], replies: Mapping[str, Sequence[Reply]], settings: Settings, log: KeyedLog, told: Callable[[int], None]
+) -> Counter[str]:
+    """Ask, and put the replies that each answer fills on disk as it comes; why some did not come.
+
+    Args:
+        model: which is asked.
+        prompts: what it is asked.
+        replies: those, still empty, that the answer to a prompt fills, by the prompt's key.
+        settings: lengths.
+        log: where replies go.
+        told: is called with the number of replies that have come.
+    """
+    why, done = Counter[str](), 0
+    for batch in answers(model, prompts, settings):
+        rows = [filled(reply, one.text, one.dropped, one.finished) for one in batch if isinstance(one, Generated) for reply in replies[one.key]]
+        log.append(rows)
+        why.update(one.why for one in batch if isinstance(one, Failure))
+        done += len(rows)
+        told(done)
     return why
 
 
-def _replies(model: Loaded | Server, asked: Sequence[Reply], settings: Settings) -> Iterator[Sequence[Generated | Failure]]:
-    """Replies in batches, as they come; a server is asked for all tasks of a document one after another, so that it reads a document once."""
+def answers(model: Loaded | Server, prompts: Sequence[Prompt], settings: Settings) -> Iterator[Sequence[Generated | Failure]]:
+    """Answers in batches, as they come; a server is asked in the order given, so that it reads a document once if its tasks follow one another."""
     if isinstance(model, Server):
-        questions = (Question(reply.key, compose(reply.document, reply.instruction), settings.system) for reply in asked)
-        for batch in model.ask(questions, max_new_tokens=settings.max_new_tokens):
-            yield [one if isinstance(one, Failure) else Generated(one.key, one.text, 0, one.finished) for one in batch]
+        assert not any(prompt.opening for prompt in prompts), "no server of the protocol lets words be put in a model's mouth"
+        questions = (Question(one.key, compose(one.document, one.instruction, one.position), one.system, one.document) for one in prompts)
+        for batch in model.ask(questions, max_new_tokens=settings.max_new_tokens, max_length=settings.max_length):
+            yield [one if isinstance(one, Failure) else Generated(one.key, one.text, one.dropped, one.finished) for one in batch]
         return
-    prompts = [Prompt(reply.key, reply.document, reply.instruction, system=settings.system) for reply in asked]
     limits: dict[str, Any] = {"max_batch_tokens": settings.max_batch_tokens, "max_length": settings.max_length}
     yield from generate(model, prompts, max_new_tokens=settings.max_new_tokens, **limits)
 
 
 def _finish(documents: Sequence[Document], settings: Settings, folder: Path, keys: Sequence[str], why: Counter[str]) -> dict[str, Any]:
     there = take_in(folder)
-    missing = sum(key not in there for key in keys)
-    if missing == len(keys):
-        reasons = "; ".join(f"{one} ({times})" for one, times in why.most_common(3))
-        raise RunError(f"Not one of {missing} replies came: {reasons}. Run the same command again once the server answers.")
     originals = {document.id: document.text for document in documents}
-    return judge_folder(folder, originals, judge=settings.judge, keys=keys, missing={"replies": missing, "why": dict(why)})
+    return judge_folder(folder, originals, judge=settings.judge, keys=keys, missing=lacking(keys, there, why))
 
 
-def _filled(reply: Reply, text: str, dropped: int, finished: bool) -> Reply:
-    return Reply(**{**asdict(reply), "label": reply.label, "reply": text, "dropped": dropped, "finished": finished})
+def lacking(keys: Sequence[str], there: Container[str], why: Counter[str]) -> dict[str, Any]:
+    """How many replies did not come, and why.
+
+    Raises:
+        RunError: not one came.
+    """
+    missing = sum(key not in there for key in keys)
+    if missing and missing == len(keys):
+        raise RunError(f"Not one of {missing} replies came: {reasons(why)}. Run the same command again once the server answers.")
+    return {"replies": missing, "why": dict(why)}
+
+
+def reasons(why: Mapping[str, int]) -> str:
+    """The most common reasons for which replies did not come, in words."""
+    return "; ".join(f"{one} ({times})" for one, times in Counter(why).most_common(3))
+
+
+def filled(reply: Reply, text: str, dropped: int, finished: bool) -> Reply:
+    """A planned reply with its answer."""
+    return replace(reply, reply=text, dropped=dropped, finished=finished)
 
 
 def claim_folder(folder: Path, model: Loaded | Server, settings: Settings, **more: str | int) -> None:
