@@ -15,12 +15,18 @@ class ChatServer:
 
     Troubles: `500`, `400`, `401`, `404`, `429` (with `retry_after`), `nonsense`, `no choices`, `no text`, `cut` (the connection ends in the middle), `hang`,
     `drip` (a blank every tenth of a second, for ever). Every error says `words`. `most` is how many requests were there at once.
+
+    A word is a token to it. With a `context` it refuses what does not fit, in the words of `refuses` (a function of context, prompt and reply tokens that
+    gives the error's body); with `counts` it says how many a prompt had; `states` is what its list of models says of the context.
     """
 
     def __init__(self) -> None:
         self.replies, self.requests, self.trouble, self.after, self.until = ["Yes."], [], "", 0, 1_000_000
         self.says: Any = None
         self.words, self.retry_after, self.pause = "it is broken", "", 0.0
+        self.context = self.states = 0
+        self.counts = False
+        self.refuses: Any = None
         self.keys: list[str] = []
         self.here = self.most = 0
         self.closing = Event()
@@ -29,7 +35,8 @@ class ChatServer:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                self.send(200, json.dumps({"object": "list", "data": [{"id": "big", "object": "model"}, {"id": owner.keys[-1], "object": "model"}]}).encode())
+                big = {"id": "big", "object": "model"} | ({"max_model_len": owner.states} if owner.states else {})
+                self.send(200, json.dumps({"object": "list", "data": [big, {"id": owner.keys[-1], "object": "model"}]}).encode())
 
             def do_POST(self) -> None:
                 asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -84,10 +91,14 @@ class ChatServer:
             return STATUS[trouble], json.dumps({"error": {"message": self.words.format(key=self.keys[number])}}).encode()
         if trouble in ("nonsense", "no choices"):
             return 200, {"nonsense": b"<html>", "no choices": b'{"choices": []}'}[trouble]
+        tokens = sum(len(message["content"].split()) for message in asked["messages"])
+        if self.context and tokens + asked["max_tokens"] > self.context:
+            return 400, json.dumps({"error": self.refuses(self.context, tokens, asked["max_tokens"])}).encode()
         text = self.says(asked) if self.says else self.replies[number % len(self.replies)]
         message = {"role": "assistant", "content": [1] if trouble == "no text" else text.format(key=self.keys[number])}
         choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
-        return 200, json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "big", "choices": choices}).encode()
+        usage = {"usage": {"prompt_tokens": tokens, "completion_tokens": 1, "total_tokens": tokens + 1}} if self.counts else {}
+        return 200, json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "big", "choices": choices, **usage}).encode()
 
     def __enter__(self) -> ChatServer:
         self._thread.start()

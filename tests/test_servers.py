@@ -88,9 +88,9 @@ def test_what_stays_is_a_failure_and_never_an_answer(server, ask, monkeypatch, t
 
 
 def test_a_question_that_the_server_will_not_have_is_asked_once_and_the_others_go_on(server, ask):
-    server.trouble, server.until, server.words = "400", 1, "the prompt is too long"
+    server.trouble, server.until, server.words = "400", 1, "such words are not allowed"
     found = ask(5, concurrency=1)
-    assert found[0] == Failure("0", "HTTP 400: the prompt is too long", own=True)
+    assert found[0] == Failure("0", "HTTP 400: such words are not allowed", own=True)
     assert [one.text for one in found[1:]] == ["Yes."] * 4
     assert len(server.requests) == 5
 

@@ -82,7 +82,7 @@ class ServerVoice:
         Raises:
             ModelError: the server cannot be reached, refuses, or answers nonsense, also after all retries.
         """
-        questions = (Question(one.id, compose(one.document, one.instruction, one.position), one.system) for one in examples)
+        questions = (Question(one.id, compose(one.document, one.instruction, one.position), one.system, one.document) for one in examples)
         for batch in self.server.ask(questions, max_new_tokens=self.max_new_tokens, temperature=self.temperature, seed=self.seed):
             yield {one.key: (one.text, one.finished) for one in batch if isinstance(one, Answer)}
             if failed := [one for one in batch if isinstance(one, Failure)]:

@@ -8,7 +8,6 @@ In: a recipe and a run folder. Out: the run folder, filled. Every stage knows fr
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -29,20 +28,20 @@ from docward.build import build_dataset
 from docward.dataset.saving import read_split
 from docward.documents.reading import general_instructions
 from docward.documents.sources import source_hash
-from docward.errors import DatasetError, RecipeError, RunError, StorageError, UsageError
+from docward.errors import DatasetError, RecipeError, RunError, UsageError
 from docward.evaluation.baseline import surface_baseline
 from docward.evaluation.evaluating import Settings, compare, evaluate
 from docward.evaluation.likelihood import GeneralAnswer, read_general
 from docward.evaluation.utility import golds_of
 from docward.models import Loaded, best_device, is_adapter, load
 from docward.recipe import Recipe, Source, dump
-from docward.records import read_rows, write_json, write_rows, write_text
+from docward.records import LOCK, held, read_rows, write_json, write_rows, write_text
 from docward.tasks import get_tasks, system_prompt
 from docward.types import Document, Label, Split
 
 Progress = Callable[[str, int, int], None]
 UNTUNED, DEFENDED = "untuned", "defended"
-BEGUN = ("environment.json", "recipe.yaml", "stages.json", "documents.jsonl", ".lock")  # what a run holds before it has a dataset
+BEGUN = ("environment.json", "recipe.yaml", "stages.json", "documents.jsonl", LOCK)  # what a run holds before it has a dataset
 PACKAGES = ("docward", "torch", "transformers", "peft", "accelerate", "datasets")
 
 
@@ -98,19 +97,10 @@ def open_run(recipe: Recipe, folder: Path, progress: Progress = lambda *_: None)
     if processes.rank():  # process 0 holds the folder for all, and makes what is missing
         yield Run(recipe, folder)
         return
-    fresh = not (folder / "recipe.yaml").is_file()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if fresh and (stray := sorted(path.name for path in folder.iterdir() if path.name != ".lock")):
+    with held(folder):
+        fresh = not (folder / "recipe.yaml").is_file()
+        if fresh and (stray := sorted(path.name for path in folder.iterdir() if path.name != LOCK)):
             raise RunError(f"{folder} is not empty and is no run folder (it holds {', '.join(stray[:3])}). Choose another --output-dir.")
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise StorageError(f"Cannot make the run folder {folder}: {error.strerror}. Choose another --output-dir.") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunError(f"Another process is working in {folder}. Wait for it, or choose another --output-dir.") from error
         try:
             _claim(recipe, folder)
             yield Run(recipe, folder, progress)

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
@@ -27,6 +27,8 @@ from pydantic import TypeAdapter, ValidationError
 from docward.errors import DocumentError, RunError, StorageError
 
 Record = TypeVar("Record")
+TAIL = 1 << 16  # bytes at the end of a file that are looked at for a torn line at a time
+LOCK = ".lock"  # in a folder that a process holds
 
 
 @contextmanager
@@ -268,13 +270,15 @@ def read_rows(path: Path, kind: type[Record]) -> list[Record]:
 class Rows(Iterable[Record]):
     """The records of a JSONL file, read anew each time they are gone through, so that they never stand in memory together."""
 
-    def __init__(self, path: Path, kind: type[Record], *, first: int | None = None) -> None:
-        """Give the `first` records of `path`; None: all."""
-        self.path, self.kind, self.first = path, kind, first
+    def __init__(self, path: Path, kind: type[Record], *, first: int | None = None, keys: Container[str] | None = None) -> None:
+        """Give the `first` records of `path`, or those of some `keys`; None: all."""
+        self.path, self.kind, self.first, self.keys = path, kind, first, keys
 
     def __iter__(self) -> Iterator[Record]:
         """Read from the beginning."""
-        return (typed(self.kind, row, where=f"{self.path}:{number}") for number, row in islice(read_lines(self.path), self.first))
+        for number, row in islice(read_lines(self.path), self.first):
+            if self.keys is None or str(row.get("key")) in self.keys:
+                yield typed(self.kind, row, where=f"{self.path}:{number}")
 
 
 class Only(Iterable[Record]):
@@ -301,6 +305,50 @@ def file_hash(path: Path) -> str:
 def text_hash(*parts: str) -> str:
     """A short stable id of some text: 16 hex digits of SHA-256."""
     return sha256("\x1f".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder, made if need be, by a lock file that is there as long.
+
+    Raises:
+        RunError: another process holds it.
+        StorageError: the folder cannot be made or written.
+    """
+    place = folder / LOCK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = place.open("w")
+    except OSError as error:
+        raise StorageError(f"Cannot write to {folder}: {error.strerror}. Choose another --output-dir.") from error
+    with lock:
+        if not _locked(lock, place):
+            raise RunError(f"Another process is working in {folder}. Wait for it, or choose another --output-dir.")
+        try:
+            yield
+        finally:
+            place.unlink(missing_ok=True)
+
+
+def _locked(lock: IO[str], place: Path) -> bool:
+    """Whether the lock is ours, and still the one at its place: who held it before may have taken it away since it was opened."""
+    with suppress(BlockingIOError, FileNotFoundError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(lock.fileno()).st_ino == place.stat().st_ino
+    return False
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cut off a last line without its end, which a kill in the middle of a write left; nobody else may be writing."""
+    with path.open("r+b") as rows:
+        size = whole = place = rows.seek(0, os.SEEK_END)
+        while place:
+            start = max(0, place - TAIL)
+            rows.seek(start)
+            end = rows.read(place - start).rfind(b"\n")
+            place, whole = (0, start + end + 1) if end >= 0 else (start, start)
+        if whole < size:
+            rows.truncate(whole)
 
 
 class KeyedLog:
@@ -331,19 +379,14 @@ class KeyedLog:
         self._mend()
 
     def _mend(self) -> None:
+        drop_torn_line(self.path)
         self._file.seek(0)
-        whole = 0
         for number, line in enumerate(self._file, 1):
-            if not line.endswith(b"\n"):
-                break
             try:
                 self.keys.add(json.loads(line)["key"])
             except (ValueError, KeyError, TypeError) as error:
                 self._file.close()
                 raise RunError(f"{self.path}:{number}: not a row that Docward wrote. Move that file away, or choose another --output-dir.") from error
-            whole += len(line)
-        self._file.truncate(whole)
-        self._file.seek(0, os.SEEK_END)
 
     def append(self, records: Sequence[Any]) -> None:
         """Add records whose key is not there yet, in order, and put them on disk before returning."""

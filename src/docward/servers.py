@@ -12,14 +12,16 @@ import os
 import random
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
+from functools import cached_property
 from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread
 from typing import Any
 from urllib.parse import urlsplit
 
 from docward.errors import ModelError
+from docward.fitting import CUTS, LETTERS, NO_LIMIT, NO_ROOM, TooLong, kept, stated
 from docward.records import text_hash
 
 AT_ONCE = 8  # requests on their way to a server
@@ -37,20 +39,33 @@ REFUSED = frozenset({401, 403, 404})  # what no other question will change
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked of a model; `key` names the answer."""
+    """What is asked of a model; `key` names the answer. `document` is the part of `text` that may be cut in its middle, where all of it is too long."""
 
     key: str
     text: str
     system: str = ""
+    document: str = ""
+
+    def cut_to(self, characters: int) -> Question:
+        """The same on a document of which only so many characters are left, half of them of its beginning and half of its end."""
+        before, document, after = self.text.partition(self.document)
+        tail = characters // 2
+        left = document[: characters - tail] + document[len(document) - tail :]
+        return replace(self, text=before + left + after, document=left)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was answered; `finished` is False where the token limit ended it."""
+    """What was answered; `finished` is False where the token limit ended it. `prompt_tokens` is what the server says of the prompt's length, if it does.
+
+    `dropped` document tokens were cut from the middle, about: a server lends its tokenizer to nobody, so they are reckoned by the prompt's mean length of one.
+    """
 
     key: str
     text: str
     finished: bool
+    prompt_tokens: int | None = None
+    dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +76,13 @@ class Failure:
     why: str
     own: bool = False
     unreachable: bool = False
+    too_long: TooLong | None = None
 
 
 class _Trouble(Exception):  # noqa: N818 - one try that failed; not for callers
-    def __init__(self, why: str, *, retry: bool = True, after: float | None = None, unreachable: bool = False) -> None:
+    def __init__(self, why: str, *, retry: bool = True, after: float | None = None, unreachable: bool = False, too_long: TooLong | None = None) -> None:
         super().__init__(why)
-        self.why, self.retry, self.after, self.unreachable = why, retry, after, unreachable
+        self.why, self.retry, self.after, self.unreachable, self.too_long = why, retry, after, unreachable, too_long
 
 
 class Server:
@@ -92,10 +108,13 @@ class Server:
         self._not_before = 0.0  # by the monotonic clock: the server asked to be left alone until then
         self._client: Any = OpenAI(base_url=self.base_url, api_key=self._key or "none", max_retries=0, timeout=Timeout(timeout, connect=min(timeout, CONNECT)))
 
-    def ask(self, questions: Iterable[Question], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0) -> Iterator[list[Answer | Failure]]:
+    def ask(
+        self, questions: Iterable[Question], *, max_new_tokens: int, max_length: int | None = None, temperature: float = 0.0, seed: int = 0
+    ) -> Iterator[list[Answer | Failure]]:
         """Ask with `concurrency` questions always on their way, begun in the order given; yields what has come since the last time.
 
-        Ends early, without a word on the questions not yet asked, where the server cannot be reached or answers nothing any more.
+        A document that is too long, for `max_length` tokens with the reply's or for the server's own limit, is cut in its middle until it fits. Ends early,
+        without a word on the questions not yet asked, where the server cannot be reached or answers nothing any more.
 
         Raises:
             ModelError: the server knows no such model, or the key is wrong.
@@ -111,7 +130,7 @@ class Server:
                         question = next(rest, None)
                     if question is None:
                         break
-                    came.put(self._answer(question, how, stop))
+                    came.put(self._fitted(question, how, stop, max_length))
             except Exception as error:  # raised again where the answers are taken
                 came.put(error)
             finally:
@@ -147,6 +166,36 @@ class Server:
         found = self._answer(Question("", "Say yes."), how | {"max_tokens": 1}, stop)
         return isinstance(found, Failure) and not found.own
 
+    def _fitted(self, question: Question, how: dict[str, Any], stop: Event, max_length: int | None) -> Answer | Failure:
+        """One question, its document cut as often as it is too long."""
+        now, keep, density = question, len(question.document), 1 / LETTERS  # in tokens a character
+        said = self._answer(now, how, stop)
+        for _ in range(CUTS):
+            found = _too_long(said, int(how["max_tokens"]), max_length)
+            if not found or not question.document:
+                break
+            limit = min((one for one in (max_length, found.limit, self._limit) if one), default=None)
+            keep = kept(keep, len(now.text), found, limit) if limit else 0
+            if not keep:
+                why = said.why if isinstance(said, Failure) else f"{found.asked} tokens with the reply's"
+                return Failure(question.key, f"too long for the server ({why}). {NO_ROOM if limit else NO_LIMIT}", own=True)
+            density = found.asked / len(now.text) if found.asked else density
+            now = question.cut_to(keep)
+            said = self._answer(now, how, stop)
+        if isinstance(said, Failure) or now is question:
+            return said
+        density = said.prompt_tokens / len(now.text) if said.prompt_tokens else density
+        return replace(said, dropped=max(1, round((len(question.document) - keep) * density)))
+
+    @cached_property
+    def _limit(self) -> int | None:
+        """The context that the server states for the model, in tokens, as vLLM does."""
+        try:
+            stated = next((getattr(one, "max_model_len", None) for one in self._client.models.list().data if one.id == self.name), None)
+        except Exception:  # whatever a server says or does not say: then its limit is not known
+            return None
+        return stated if isinstance(stated, int) and stated > 0 else None
+
     def _answer(self, question: Question, how: dict[str, Any], stop: Event) -> Answer | Failure:
         """One question, until it is answered or RETRIES are used up: exponential back-off with full jitter (AWS Architecture Blog, 2015)."""
         last = _Trouble("not asked any more")
@@ -163,7 +212,7 @@ class Server:
                 self._not_before = max(self._not_before, time.monotonic() + last.after)  # holds for all: they are one client to the server
             else:
                 stop.wait(random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2**turn)))
-        return Failure(question.key, self._clean(last.why), own=not last.retry, unreachable=last.unreachable)
+        return Failure(question.key, self._clean(last.why), own=not last.retry, unreachable=last.unreachable, too_long=last.too_long)
 
     def _try(self, question: Question, how: dict[str, Any]) -> Answer:
         from openai import APIConnectionError, APIStatusError, APITimeoutError, OpenAIError
@@ -206,14 +255,16 @@ class Server:
 
     def _read(self, key: str, said: bytes) -> Answer:
         try:
-            choice = json.loads(said)["choices"][0]
+            whole = json.loads(said)
+            choice = whole["choices"][0]
             words = choice["message"]
+            tokens = (whole.get("usage") or {}).get("prompt_tokens")
             text = words.get("content") or words.get("refusal") or ""
             if not isinstance(text, str):
                 raise TypeError("content is no text")
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             raise _Trouble("an answer that is not of the protocol") from None
-        return Answer(key, self._clean(text).strip(), choice.get("finish_reason") != "length")
+        return Answer(key, self._clean(text).strip(), choice.get("finish_reason") != "length", tokens if isinstance(tokens, int) else None)
 
     def _status_trouble(self, error: Any) -> _Trouble:
         status = int(error.status_code)
@@ -221,6 +272,8 @@ class Server:
         words = next((body[name] for name in ("message", "detail") if isinstance(body.get(name), str)), "")  # not the whole: it may quote the document
         words = "".join(letter if letter.isprintable() else " " for letter in self._clean(words))[:200].strip()
         why = f"HTTP {status}" + (f": {words}" if words else "")
+        if found := stated(body):
+            return _Trouble(why, retry=False, too_long=found)
         if status in REFUSED:
             raise ModelError(self._refusal(status, why))
         if status < 500 and status not in TRANSIENT:
@@ -245,6 +298,14 @@ class Server:
 
     def _clean(self, text: str) -> str:
         return text.replace(self._key, "[OPENAI_API_KEY]") if len(self._key) >= SECRET else text
+
+
+def _too_long(said: Answer | Failure, reply: int, max_length: int | None) -> TooLong | None:
+    """Whether a prompt is too long, by the server's word or by its count of an answered one."""
+    if isinstance(said, Failure):
+        return said.too_long
+    asked = (said.prompt_tokens or 0) + reply
+    return TooLong(asked=asked) if max_length and said.prompt_tokens and asked > max_length else None
 
 
 def _checked(base_url: str) -> str:

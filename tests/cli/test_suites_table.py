@@ -53,7 +53,7 @@ def test_all_suites_are_listed(monkeypatch, capsys):
 
 def test_decided_differences_are_told_by_size_and_all_others_as_undecided():
     def test(difference, decided):
-        return {"against_unchanged": {"difference": difference, "decided": decided}}
+        return {"against_unchanged": {"value": difference, "decided": decided}}
 
     assert difference_words({"malicious": test(-0.4, True), "sensitive": test(0.1, False)}) == "block rate -40.0, others undecided"
     assert difference_words({"malicious": test(-0.4, True)}) == "block rate -40.0"

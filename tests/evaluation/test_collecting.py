@@ -77,7 +77,7 @@ def test_what_two_killed_processes_leave_is_finished_by_one(tiny, tiny_folder, t
         deadline = time.monotonic() + 900  # ends at once where the machine is not busy
         while not all(one.is_file() and one.read_text() == "2" for one in held) and launcher.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-        with pytest.raises(RunError, match="Another process is evaluating into"):
+        with pytest.raises(RunError, match="Another process is working in"):
             evaluate(tiny, documents(), SETTINGS, folder)
         first = psutil.Process(launcher.pid)
         tree = [*first.children(recursive=True), first]

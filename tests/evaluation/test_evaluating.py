@@ -5,11 +5,10 @@ import json
 import pytest
 
 from docward.errors import RunError
-from docward.evaluation.collecting import held
 from docward.evaluation.evaluating import Settings, compare, evaluate, planned_replies, wording_of
 from docward.evaluation.utility import case_accuracy, chrf, golds_of
 from docward.models import load
-from docward.records import read_rows
+from docward.records import held, read_rows
 from docward.tasks import TASKS, get_tasks
 from docward.types import Reply, Verdict
 from tiny import some_documents
@@ -72,7 +71,7 @@ def test_replies_stand_in_the_order_of_documents_and_tasks_and_those_of_a_larger
 def test_two_evaluations_into_one_folder_at_once_are_refused(tiny, tmp_path):
     evaluate(tiny, some_documents(1), SETTINGS, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with held(tmp_path), pytest.raises(RunError, match="Another process is evaluating into"):
+    with held(tmp_path), pytest.raises(RunError, match="Another process is working in"):
         evaluate(tiny, some_documents(2), SETTINGS, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 

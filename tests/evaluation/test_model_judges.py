@@ -7,11 +7,12 @@ import json
 import pytest
 import torch
 
+from docward import servers
 from docward.errors import ModelError, RecipeError
 from docward.evaluation.judges import get_judge
-from docward.evaluation.judges.asking import LONGEST, messages, neutral, verdict_in
+from docward.evaluation.judges.asking import LONGEST, neutral, question, verdict_in
 from docward.evaluation.judges.classifiers import ClassifierJudge, refusal_label
-from docward.evaluation.judges.servers import AT_ONCE, GIVEN_UP, ServerJudge
+from docward.evaluation.judges.servers import GONE, TOGETHER, ServerJudge
 from docward.evaluation.judges.wildguard import PROMPT, WildGuardJudge
 from docward.types import Label, Outcome, Reply
 from tiny import byte_tokenizer
@@ -62,7 +63,7 @@ def test_the_last_verdict_wins_and_what_is_off_the_menu_is_none(answer, outcome)
 @pytest.mark.parametrize("text", INJECTED)
 def test_no_text_that_is_judged_can_hold_a_verdict_a_turn_or_the_mark(text, field):
     given = {"document": "", "instruction": ""} | ({field: text} if field != "reply" else {})
-    asked = messages(reply(text if field == "reply" else "Bread.", **given))[1]["content"]
+    asked = question("k", reply(text if field == "reply" else "Bread.", **given)).text
     mark = next(line for line in asked.splitlines() if line.endswith(" the request begins")).removesuffix(" the request begins")
     assert asked.count(mark) == 4 + 1  # four lines, and the sentence that tells of them
     assert verdict_in(asked) is None
@@ -71,7 +72,7 @@ def test_no_text_that_is_judged_can_hold_a_verdict_a_turn_or_the_mark(text, fiel
 
 
 def test_only_the_document_and_the_reply_are_cut_and_it_is_said_by_how_much():
-    asked = messages(reply("Short.", document="x" * (LONGEST + 500)))[1]["content"]
+    asked = question("k", reply("Short.", document="x" * (LONGEST + 500))).text
     assert "[... 500 characters left out ...]" in asked
     assert "Summarize the note." in asked
 
@@ -79,8 +80,14 @@ def test_only_the_document_and_the_reply_are_cut_and_it_is_said_by_how_much():
 # ------------------------------------------------------------------------------------------------------------------ servers
 
 
-def judged_by(server, *texts: str, **settings) -> list:
-    return list(ServerJudge("big", server.url, **{"retries": 0} | settings).judge_all([reply(text, str(number)) for number, text in enumerate(texts)]))
+@pytest.fixture(autouse=True)
+def no_retries(monkeypatch) -> None:
+    monkeypatch.setattr(servers, "RETRIES", 0)
+    monkeypatch.setattr(servers, "FIRST_WAIT", 0.01)
+
+
+def judged_by(server, *texts: str) -> list:
+    return list(ServerJudge("big", server.url).judge_all([reply(text, str(number)) for number, text in enumerate(texts)]))
 
 
 def answer_by_reply(server, answers: dict[str, str]) -> None:
@@ -97,10 +104,12 @@ def answer_by_reply(server, answers: dict[str, str]) -> None:
 
 def test_verdicts_come_in_order_however_many_are_asked_at_once(server):
     words = ["refused", "partial", "complied"]
-    answer_by_reply(server, {f"loaf {number}.": f"So it is. VERDICT: {words[number % 3]}" for number in range(40)})
-    found = judged_by(server, *(f"loaf {number}." for number in range(40)))
-    assert [(verdict.key, verdict.outcome) for verdict in found] == [(str(number), Outcome(words[number % 3])) for number in range(40)]
-    assert len(server.requests) >= 40 > AT_ONCE
+    answer_by_reply(server, {f"loaf {number}.": f"So it is. VERDICT: {words[number % 3]}" for number in range(200)})
+    many, server.pause = TOGETHER + 30, 0.01
+    found = judged_by(server, *(f"loaf {number}." for number in range(many)))
+    assert [(verdict.key, verdict.outcome) for verdict in found] == [(str(number), Outcome(words[number % 3])) for number in range(many)]
+    assert len(server.requests) == many
+    assert server.most > 1
 
 
 def test_a_reply_cannot_decide_its_own_verdict_even_if_the_judge_repeats_it(server):
@@ -127,7 +136,9 @@ def test_off_the_menu_is_asked_again_and_then_unjudged_with_the_text_kept(server
     assert [verdict.outcome for verdict in judged_by(server, "Bread.")] == [R]
 
 
-@pytest.mark.parametrize(("trouble", "said"), [("500", "InternalServerError"), ("nonsense", "Error"), ("no choices", "IndexError")])
+@pytest.mark.parametrize(
+    ("trouble", "said"), [("500", "HTTP 500: it is broken"), ("nonsense", "not of the protocol"), ("400", "HTTP 400"), ("no text", "protocol")]
+)
 def test_an_outage_is_unjudged_and_never_a_verdict(server, trouble, said):
     server.trouble = trouble
     (verdict,) = judged_by(server, "Bread.")
@@ -136,21 +147,31 @@ def test_an_outage_is_unjudged_and_never_a_verdict(server, trouble, said):
     assert said in verdict.why
 
 
-def test_an_outage_that_passes_is_asked_again(server):
+def test_an_outage_that_passes_is_asked_again(server, monkeypatch):
+    monkeypatch.setattr(servers, "RETRIES", 1)
     fine = server.answer
     server.replies = ["VERDICT: complied"]
     server.answer = lambda number, *more: (503, b"{}") if number == 0 else fine(number, *more)
-    assert [verdict.outcome for verdict in judged_by(server, "Bread.", retries=1)] == [C]
+    assert [verdict.outcome for verdict in judged_by(server, "Bread.")] == [C]
     assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("trouble", ["401", "404"])
+def test_a_wrong_key_or_model_is_said_at_once_and_no_verdict(server, trouble):
+    """It is nothing that another reply would change, so nothing is left unjudged in silence."""
+    server.trouble = trouble
+    with pytest.raises(ModelError, match=r"lets nobody in with this key|has no model 'big'"):
+        judged_by(server, *["Bread."] * 100)
+    assert len(server.requests) <= 2 * servers.AT_ONCE
 
 
 def test_a_server_that_has_gone_is_not_asked_for_every_reply(server):
     server.trouble = "500"
-    found = judged_by(server, *["Bread."] * 100)
-    assert len(found) == 100
+    found = judged_by(server, *["Bread."] * (2 * TOGETHER), "")
+    assert len(found) == 2 * TOGETHER + 1
     assert {verdict.outcome for verdict in found} == {U}
-    assert GIVEN_UP <= len(server.requests) <= GIVEN_UP + AT_ONCE
-    assert found[-1].why == f"not asked: the server gave no answer {GIVEN_UP} times in a row"
+    assert servers.IN_A_ROW <= len(server.requests) < TOGETHER
+    assert [found[-2].why, found[-1].why] == [GONE, "empty reply"]
 
 
 def test_the_key_comes_from_the_environment_and_gets_into_no_verdict(server, monkeypatch):
@@ -158,8 +179,17 @@ def test_the_key_comes_from_the_environment_and_gets_into_no_verdict(server, mon
     server.replies = ["My key is sk-very-secret. VERDICT: refused", "sk-very-secret"]
     found = judged_by(server, "Bread.") + judged_by(server, "Bread.")
     assert "secret" not in repr(found)
-    with pytest.raises(RecipeError, match="OPENAI_API_KEY"):
+    with pytest.raises(ModelError, match="OPENAI_API_KEY") as error:
         get_judge("openai:big@http://me:word@localhost/v1")
+    assert "me:word" not in str(error.value)
+
+
+def test_without_an_address_the_judge_is_where_the_environment_says_or_openais(monkeypatch):
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    assert get_judge("openai:gpt-x").server.base_url == "https://api.openai.com/v1"
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:8000/v1/")
+    judge = get_judge("openai:gpt-x")
+    assert (judge.name, judge.server.base_url) == ("openai:gpt-x", "http://localhost:8000/v1")
 
 
 @pytest.mark.parametrize("text", ["", " \n"])
@@ -171,8 +201,7 @@ def test_nothing_is_unjudged_without_asking_anyone(server, text, tiny_folder):
 
 def test_a_name_says_which_model_on_which_server():
     judge = get_judge("openai:org/big@v2@http://host:8000/v1")
-    assert (judge.name, judge.model, judge.base_url) == ("openai:org/big@v2@http://host:8000/v1", "org/big@v2", "http://host:8000/v1")
-    assert get_judge("openai:gpt-x").base_url is None
+    assert (judge.name, judge.server.name, judge.server.base_url) == ("openai:org/big@v2@http://host:8000/v1", "org/big@v2", "http://host:8000/v1")
     for name in ("openai", "openai:", "openai:@http://host", "classifier", "classifier:#x", "rules:strict"):
         with pytest.raises(RecipeError, match=r"wants a|nothing behind"):
             get_judge(name)

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from docward.evaluation.rates import advice, balance, classifier_verdicts, differences, paired, pooled, rates
+from docward.evaluation.comparing import Pairs, advice
+from docward.evaluation.rates import Sums, balance, classifier_verdicts, pooled, rates
 from docward.evaluation.statistics import wilson
 from docward.types import Label, Outcome, Verdict
 
@@ -59,7 +60,7 @@ def test_balance_is_block_rate_minus_over_refusal():
 def test_mcnemar_is_the_exact_binomial_test():
     """8 against 1 discordant pairs: two-sided exact p = 2 * (1 + 9) / 2^9."""
     first, second = numbered("r" * 8 + "c" + "r" * 3), numbered("c" * 8 + "r" + "r" * 3)
-    cell = paired(verdicts(Label.MALICIOUS, first), verdicts(Label.MALICIOUS, second))[0]
+    cell = Pairs(verdicts(Label.MALICIOUS, first), verdicts(Label.MALICIOUS, second)).paired()[0]
     assert (cell.only_first, cell.only_second, cell.pairs) == (8, 1, 12)
     assert cell.p == pytest.approx(2 * 10 / 2**9)
     assert (cell.decided, cell.says) == (True, "more refusals")
@@ -71,47 +72,47 @@ def test_holm_can_undecide_what_one_test_would_decide():
 
     first = both("rrrrrrccc")
     second = both("ccccccccc")
-    alone = paired(first[:9], second[:9])[0]
-    among = paired(first, second)[0]
+    alone = Pairs(first[:9], second[:9]).paired()[0]
+    among = Pairs(first, second).paired()[0]
     assert alone.decided
     assert among.p == alone.p
     assert (among.decided, among.says) == (False, "undecided")
 
 
 def test_paired_leaves_out_what_either_did_not_judge():
-    cell = paired(verdicts(Label.MALICIOUS, numbered("rru")), verdicts(Label.MALICIOUS, numbered("cuc")))[0]
+    cell = Pairs(verdicts(Label.MALICIOUS, numbered("rru")), verdicts(Label.MALICIOUS, numbered("cuc"))).paired()[0]
     assert cell.pairs == 1
 
 
 def test_a_set_is_compared_over_all_tasks_by_document():
     first = [one for task in "ab" for one in verdicts(Label.MALICIOUS, numbered("r" * 9 + "c"), task)]
     second = [one for task in "ab" for one in verdicts(Label.MALICIOUS, numbered("c" * 9 + "u"), task)]
-    (found,) = differences(first, second)
+    (found,) = Pairs(first, second).differences()
     assert (found.set, found.documents, found.value) == ("malicious", 9, 1.0)
     assert found.low < 1
     assert found.p == pytest.approx(2 / 2**9), "nine documents are nine samples, whatever the tasks"
     assert (found.decided, found.says) == (True, "more refusals")
-    (reverse,) = differences(second, first)
+    (reverse,) = Pairs(second, first).differences()
     assert (reverse.value, reverse.says) == (-1.0, "fewer refusals")
 
 
 def test_too_few_documents_leave_a_set_undecided():
     first, second = verdicts(Label.SENSITIVE, numbered("rrrr")), verdicts(Label.SENSITIVE, numbered("cccc"))
-    assert [one.says for one in differences(first, second)] == ["undecided"]
-    assert differences(first, []) == []
+    assert [one.says for one in Pairs(first, second).differences()] == ["undecided"]
+    assert Pairs(first, []).differences() == []
 
 
 def test_holm_runs_over_the_sets():
     first = [one for label in Label for one in verdicts(label, numbered("rrrrrrccc", label[0]))]
     second = [one for label in Label for one in verdicts(label, numbered("ccccccccc", label[0]))]
-    assert [one.p_holm for one in differences(first, second)] == pytest.approx([3 * 2 / 2**6] * 3)
-    assert not any(one.decided for one in differences(first, second))
-    assert differences(first[:9], second[:9])[0].decided
+    assert [one.p_holm for one in Pairs(first, second).differences()] == pytest.approx([3 * 2 / 2**6] * 3)
+    assert not any(one.decided for one in Pairs(first, second).differences())
+    assert Pairs(first[:9], second[:9]).differences()[0].decided
 
 
 def test_advice_counts_the_judged_documents_of_each_set():
     given = verdicts(Label.MALICIOUS, numbered("r" * 10 + "c" * 8)) + verdicts(Label.ORDINARY, numbered("uu", "o"))
-    found = advice(given)
+    found = advice(Sums(given), Pairs(given, []))
     assert set(found) == {"malicious", "ordinary"}
     assert found["malicious"].startswith("18 documents cannot tell two models 5 points apart on a task; about ")
     assert found["ordinary"] == "No reply was judged, so nothing can be told."
@@ -122,8 +123,8 @@ def test_advice_takes_the_share_of_documents_that_differ_from_the_other_models_v
 
     given = verdicts(Label.MALICIOUS, numbered("r" * 10 + "c" * 10))
     other = verdicts(Label.MALICIOUS, numbered("r" * 9 + "c" * 10 + "r"))
-    assert f"about {pairs_to_tell(0.05, 0.1):,} can" in advice(given, other)["malicious"]
-    assert advice(given, other) != advice(given)
+    assert f"about {pairs_to_tell(0.05, 0.1):,} can" in advice(Sums(given), Pairs(given, other))["malicious"]
+    assert advice(Sums(given), Pairs(given, other)) != advice(Sums(given), Pairs(given, []))
 
 
 def test_a_classifier_is_counted_as_a_model_is():

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from docward.evaluation.evaluating import Settings, evaluate, planned_replies
 from docward.models import resolve
 from docward.records import read_rows, write_rows
 from docward.servers import Server
-from docward.tasks import get_tasks
+from docward.tasks import document_for, get_tasks
 from docward.types import Reply
 from serving_stub import ChatServer
 from tiny import some_documents
@@ -85,6 +86,19 @@ def test_what_did_not_come_is_no_reply_and_the_next_run_asks_for_that_alone(serv
     assert len(server.requests) == asked + missing
     for name in ("replies.jsonl", "verdicts.jsonl", "metrics.json"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_document_that_is_too_long_is_cut_and_counted_and_no_reply_is_missing_for_it(server, tmp_path):
+    server.says, server.context, server.counts = echo, 60, True
+    server.refuses = lambda context, prompt, reply: {"message": f"the maximum context length is {context} tokens, {prompt + reply} were requested"}
+    short, long = some_documents(1)[0], replace(some_documents(2)[3], text=some_documents(2)[3].text * 20)
+    metrics = evaluate(Server(server.url, "big"), [short, long], SETTINGS, tmp_path)
+    replies = read_rows(tmp_path / "replies.jsonl", Reply)
+    assert metrics["missing"]["replies"] == 0
+    assert [bool(reply.dropped) for reply in replies] == [False] * 3 + [True] * 3
+    assert metrics["dropped"] == {"replies": 3, "tokens": sum(reply.dropped for reply in replies)}
+    assert all(reply.document in (document_for(reply.task, long.text), document_for(reply.task, short.text)) for reply in replies), "kept whole on disk"
+    assert all(reply.reply.endswith(reply.instruction.strip()) for reply in replies)
 
 
 def test_a_server_without_a_single_reply_leaves_no_rates(server, tmp_path):
@@ -262,3 +276,9 @@ def test_transformers_serve_gives_the_replies_of_the_model_here(transformers_ser
     assert len(said[0]) == 4
     assert any(text for text, _ in said[0].values())
     assert behind["rates"] == here["rates"]
+    long = [replace(one, text=one.text * 12) for one in documents]
+    limited = replace(settings, max_length=160)
+    behind = evaluate(Server(url, place, concurrency=2), long, limited, tmp_path / "behind, cut")
+    here = evaluate(real, long, limited, tmp_path / "here, cut")
+    assert behind["dropped"]["replies"] == here["dropped"]["replies"] == 4
+    assert behind["dropped"]["tokens"] == pytest.approx(here["dropped"]["tokens"], rel=0.25)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from fractions import Fraction
 from itertools import product
-from math import comb
 
 import pytest
 
 from docward.errors import RunError
+from docward.evaluation import evaluating
+from docward.evaluation.comparing import Pairs
 from docward.evaluation.evaluating import Settings, evaluate
 from docward.evaluation.generating import Prompt, generate
-from docward.evaluation.rates import paired, pooled
+from docward.evaluation.rates import pooled
 from docward.evaluation.suites import SUITES, UNCHANGED, Level, get_suites
-from docward.evaluation.suites import running as runs
 from docward.evaluation.suites.running import run_suites
-from docward.evaluation.suites.summing import sign_flip_test, suite_rates
+from docward.evaluation.suites.summing import suite_rates
 from docward.models import load
 from docward.records import read_rows
 from docward.rendering import render
@@ -43,7 +42,7 @@ def asked(monkeypatch):
         seen.extend(prompts)
         return generate(loaded, prompts, **options)
 
-    monkeypatch.setattr(runs, "generate", spy)
+    monkeypatch.setattr(evaluating, "generate", spy)
     return seen
 
 
@@ -76,6 +75,7 @@ def test_every_suite_runs_and_leaves_its_folder_and_a_row_for_each_level_and_set
 
 def test_what_the_evaluation_was_answered_is_not_asked_again(tiny, tmp_path, asked):
     evaluate(tiny, some_documents(2), SETTINGS, tmp_path)
+    asked.clear()
     run(tiny, tmp_path, "position", "opener")
     unchanged = {(one.document, one.instruction) for one in read_rows(tmp_path / "replies.jsonl", Reply)}
     assert len(asked) == 2 * len(unchanged), "level `before` and level `added`; no document opens like an answer, so `stripped` changes none"
@@ -84,7 +84,7 @@ def test_what_the_evaluation_was_answered_is_not_asked_again(tiny, tmp_path, ask
         same = {one.key.removesuffix("|unchanged"): one.reply for one in replies if one.key.endswith("|unchanged")}
         assert same == {one.key: one.reply for one in read_rows(tmp_path / "replies.jsonl", Reply)}
     stripped = [one for one in json.loads((tmp_path / "suites.json").read_text())["suites"][1]["rows"] if one["level"] == "stripped"]
-    assert {(row["changed"], row["against_unchanged"]["difference"]) for row in stripped} == {(0, 0.0)}
+    assert {(row["changed"], row["against_unchanged"]["value"]) for row in stripped} == {(0, 0.0)}
 
 
 class StopHere(Exception):  # noqa: N818 - a stand-in for Ctrl-C
@@ -103,14 +103,14 @@ def test_a_stopped_suite_goes_on_and_ends_the_same(tiny, tmp_path, asked):
     with pytest.raises(StopHere):
         run(tiny, tmp_path / "stopped", "noise", settings=settings, progress=stop)
     path = tmp_path / "stopped" / "suites" / "noise" / "replies.jsonl"
-    before = path.read_bytes()
+    before = path.read_bytes().splitlines()
     with path.open("ab") as log:
         log.write(b'{"key": "torn')
     asked.clear()
     assert run(tiny, tmp_path / "stopped", "noise", settings=settings) == whole
     assert 0 < len(asked) < all_asked
-    assert path.read_bytes().startswith(before)
-    assert sorted(path.read_bytes().splitlines()) == sorted((tmp_path / "whole" / "suites" / "noise" / "replies.jsonl").read_bytes().splitlines())
+    assert set(before) <= set(path.read_bytes().splitlines())
+    assert path.read_bytes() == (tmp_path / "whole" / "suites" / "noise" / "replies.jsonl").read_bytes()
     asked.clear()
     run(tiny, tmp_path / "stopped", "noise", settings=settings)
     assert asked == []
@@ -166,25 +166,16 @@ def test_with_one_task_a_document_the_test_is_mcnemar_s_with_holm_s_correction()
     before = {f"d{number}": [number % 3 == 0] for number in range(30)}
     after = {f"d{number}": [number % 3 == 0 or number % 4 == 1] for number in range(30)}
     found = rows(unchanged=verdicts(before), harder=verdicts(after))[1].against_unchanged
-    known = paired(verdicts(after), verdicts(before))[0]
-    assert (found.p, found.difference, found.documents, found.says) == (pytest.approx(known.p), pytest.approx(known.difference), 30, known.says)
+    known = Pairs(verdicts(after), verdicts(before)).paired()[0]
+    assert (found.p, found.value, found.documents, found.says) == (pytest.approx(known.p), pytest.approx(known.difference), 30, known.says)
     assert found.says == "more refusals"
-
-
-def test_the_sign_flip_test_counts_all_signs():
-    steps = [Fraction(3, 5), Fraction(-1, 5), Fraction(2, 5), Fraction(0), Fraction(1), Fraction(1, 4)]
-    sums = [abs(sum(sign * step for sign, step in zip(signs, steps, strict=True))) for signs in product((1, -1), repeat=len(steps))]
-    assert sign_flip_test(steps) == pytest.approx(sum(one >= abs(sum(steps)) for one in sums) / len(sums))
-    assert sign_flip_test([Fraction(1)] * 10) == pytest.approx(2 / 2**10)
-    assert sign_flip_test([Fraction(1)] * 8 + [Fraction(-1)] * 2) == pytest.approx(2 * sum(comb(10, k) for k in range(3)) / 2**10)
-    assert sign_flip_test([Fraction(0)] * 4) == 1
 
 
 def test_five_tasks_on_one_document_are_not_five_samples():
     few = {"a": [1] * 5, "b": [1] * 5, "c": [1] * 5, "d": [0] * 5}
     none = {name: [0] * 5 for name in few}
     found = rows(unchanged=verdicts(none), harder=verdicts(few))[1].against_unchanged
-    assert (found.documents, found.difference, found.p, found.says) == (4, 0.75, 0.25, "undecided")
+    assert (found.documents, found.value, found.p, found.says) == (4, 0.75, 0.25, "undecided")
     assert found.low < 0.75 < found.high
 
 
@@ -195,16 +186,16 @@ def test_rates_are_the_pooled_ones_and_unjudged_replies_are_in_no_difference():
     known = pooled(verdicts(after))["malicious"]
     assert (harder.hits, harder.judged, harder.unjudged, harder.value, harder.low, harder.high) == (3, 5, 1, known.value, known.low, known.high)
     assert harder.against_unchanged.documents == 2, "c has nothing judged at level 0"
-    assert harder.against_unchanged.difference == 0
+    assert harder.against_unchanged.value == 0
     assert unchanged.documents == 3
 
 
 def test_no_difference_at_all_has_an_interval_that_narrows_with_documents():
     few, many = ({f"d{number}": [0, 1] for number in range(count)} for count in (5, 50))
     widths = [rows(unchanged=verdicts(some), harder=verdicts(some))[1].against_unchanged for some in (few, many)]
-    assert [one.difference for one in widths] == [0, 0]
+    assert [one.value for one in widths] == [0, 0]
     assert widths[0].high > 2 * widths[1].high > 0
-    assert widths[0].low == -widths[0].high
+    assert widths[0].low == pytest.approx(-widths[0].high, abs=0.03)
 
 
 def test_many_levels_are_corrected_together():

@@ -10,11 +10,13 @@ import pytest
 from docward.dataset.surface import surface_refuses
 from docward.documents.reading import own_documents
 from docward.evaluation.baseline import surface_baseline
+from docward.evaluation.comparing import Pairs, advice
 from docward.evaluation.evaluating import Settings, compare, evaluate, planned_replies
 from docward.evaluation.judges.rules import RuleJudge, judge_text
-from docward.evaluation.rates import advice, balance, differences, paired, pooled, rates
-from docward.evaluation.sets import HANDFUL, Place, places, set_metrics
+from docward.evaluation.rates import Sums, balance, pooled, rates
+from docward.evaluation.sets import HANDFUL, Place, Places, set_metrics
 from docward.evaluation.statistics import wilson
+from docward.evaluation.utility import golds_of
 from docward.rendering import compose, render
 from docward.tasks import get_tasks
 from docward.types import Document, Label, Outcome, Reply, Split, Verdict
@@ -84,8 +86,9 @@ def test_short_prompts_are_in_no_rate_of_documents():
     other_alone = [one for one in other if one.task != "prompt"]
     assert len(alone) < len(both)
     assert (rates(both), pooled(both), balance(both)) == (rates(alone), pooled(alone), balance(alone))
-    assert (paired(both, other), differences(both, other)) == (paired(alone, other_alone), differences(alone, other_alone))
-    assert advice(both, other) == advice(alone, other_alone)
+    pairs, pairs_alone = Pairs(both, other), Pairs(alone, other_alone)
+    assert (pairs.paired(), pairs.differences()) == (pairs_alone.paired(), pairs_alone.differences())
+    assert advice(Sums(both), pairs) == advice(Sums(alone), pairs_alone)
 
 
 # ------------------------------------------------------------------------------------------------------------ short prompts
@@ -118,9 +121,9 @@ def test_short_prompts_are_in_no_utility_and_no_retention(tiny, tmp_path):
     documents = some_documents(2)
     for name, texts in (("one", [*documents, *QUESTIONS]), ("two", [*documents, *QUESTIONS]), ("alone", documents), ("without", documents)):
         evaluate(tiny, texts, SETTINGS, tmp_path / name)
-    originals = {one.id: one.text for one in [*documents, *QUESTIONS]}
-    both, tests = compare(tmp_path / "one", tmp_path / "two", originals)
-    alone, tests_alone = compare(tmp_path / "alone", tmp_path / "without", originals)
+    golds = golds_of([*documents, *QUESTIONS])
+    both, tests = compare(tmp_path / "one", tmp_path / "two", golds, margin=0.95)
+    alone, tests_alone = compare(tmp_path / "alone", tmp_path / "without", golds, margin=0.95)
     assert alone["retention"]
     assert {name: value for name, value in both.items() if name != "prompts"} == {name: value for name, value in alone.items() if name != "prompts"}
     assert tests == tests_alone
@@ -149,4 +152,4 @@ def test_the_surface_baseline_has_its_rates_for_every_set_of_documents():
 def test_there_is_no_surface_baseline_of_short_prompts_or_with_nothing_to_fit_on():
     assert surface_baseline(some_documents(4), QUESTIONS) is None
     assert surface_baseline(QUESTIONS, some_documents(4)) is None
-    assert places(QUESTIONS)["q0"] == Place("asked", "")
+    assert Places(QUESTIONS)["q0"] == Place("asked", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from itertools import product
 from random import Random
 
@@ -300,11 +301,39 @@ def test_sign_flips_of_ones_are_the_exact_mcnemar_test():
         assert sign_flips([1] * only_first + [-1] * only_second + [0] * 4) == pytest.approx(mcnemar(only_first, only_second))
 
 
-def test_sign_flips_count_every_flip_and_come_near_where_they_cannot():
-    given = [5, -1, 2, 3, 4, -2, 1]
-    sums = [abs(sum(sign * one for sign, one in zip(signs, given, strict=True))) for signs in product((1, -1), repeat=7)]
+@pytest.mark.parametrize(
+    "given", [[5, -1, 2, 3, 4, -2, 1], [Fraction(3, 5), Fraction(-1, 5), Fraction(2, 5), Fraction(0), Fraction(1), Fraction(1, 4)], [0, 0], []]
+)
+def test_sign_flips_of_few_documents_count_every_flip(given):
+    sums = [abs(sum(sign * one for sign, one in zip(signs, given, strict=True))) for signs in product((1, -1), repeat=len(given))]
     assert sign_flips(given) == pytest.approx(sum(one >= abs(sum(given)) for one in sums) / len(sums))
-    assert sign_flips([1] * 30 + [-1] * 14) == pytest.approx(mcnemar(30, 14), abs=0.006)
+
+
+def test_sign_flips_are_scipys_permutation_test():
+    given = np.array([3, -1, 2, 2, 0, 5, -4, 1, 1, 3, 2])
+    how = {"permutation_type": "samples", "n_resamples": np.inf, "vectorized": True}
+    assert sign_flips(given.tolist()) == pytest.approx(stats.permutation_test((given,), lambda some, axis: some.sum(axis), **how).pvalue)
+
+
+def test_sign_flips_of_very_many_documents_are_random_ones_and_come_near():
+    """60,000 documents: the sum of n fair flips of sizes s is nearly normal with variance sum(s^2)."""
+    for more in (0, 300, 700):
+        given = [1] * (20_000 + more) + [-1] * 20_000 + [2] * 10_000 + [-2] * 10_000
+        expected = 2 * stats.norm.sf(more / np.sqrt(sum(one**2 for one in given)))
+        assert sign_flips(given) == pytest.approx(expected, abs=0.015)
+        assert sign_flips(given, seed=1) == sign_flips(given, seed=1)
+    assert sign_flips([1] * 60_000) == 1 / 10_000, "what is seen is one of the flips: p is never 0"
+
+
+def test_few_and_many_documents_are_told_alike_where_both_can_be(monkeypatch):
+    from docward.evaluation import statistics
+
+    given = [Fraction(place % 5, 5) for place in range(120)] + [Fraction(-(place % 4), 4) for place in range(120)]
+    exact = sign_flips(given)
+    assert 0.05 < exact < 0.95
+    monkeypatch.setattr(statistics, "SUMS", 0)
+    assert sign_flips(given) == pytest.approx(exact, abs=0.015)
+    assert sign_flips(given) != exact
 
 
 def test_holm_gives_the_worked_example():

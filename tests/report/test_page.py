@@ -13,7 +13,8 @@ from pages import change, embedded, render, words
 
 from docward.errors import RunError
 from docward.report import figures
-from docward.report.page import MISTAKES_PER_SET, SAMPLES_PER_SET, TEXT_LIMIT, write_report
+from docward.report.page import write_report
+from docward.report.samples import MISTAKES_PER_SET, SAMPLES_PER_SET, TEXT_LIMIT
 
 SHOWN = "[...document.querySelectorAll('.list .text')].map(node => node.textContent)"
 FIRST_VEIL = "document.querySelector('button.show')"

@@ -15,7 +15,7 @@ SEEN = "[...document.querySelectorAll('#robustness .js-plotly-plot')].map(node =
 def difference(value, *, decided):
     says = "undecided" if not decided else "more refusals" if value > 0 else "fewer refusals"
     tested = {"p": 0.001 if decided else 0.4, "p_holm": 0.01 if decided else 1.0, "decided": decided, "says": says}
-    return {"documents": 18, "difference": value, "low": value - 0.12, "high": value + 0.1, **tested}
+    return {"set": "malicious", "documents": 18, "value": value, "low": value - 0.12, "high": value + 0.1, **tested}
 
 
 def row(suite, level, label, place):

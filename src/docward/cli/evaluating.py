@@ -16,10 +16,10 @@ from docward.documents.sources import source_documents
 from docward.errors import DocumentError, RunError, UsageError
 from docward.evaluation.baseline import add_surface
 from docward.evaluation.correcting import correct_folder, read_validation
-from docward.evaluation.evaluating import Progress, Settings, evaluate, planned_replies
+from docward.evaluation.evaluating import Progress, Settings, evaluate, planned_replies, reasons
 from docward.evaluation.judges import get_judge
-from docward.evaluation.suites import get_suites
-from docward.evaluation.suites.running import run_suites
+from docward.evaluation.suites import EVERY, SUITES, get_suites
+from docward.evaluation.suites.running import for_server, run_suites
 from docward.models import Loaded
 from docward.presets import PRESETS
 from docward.recipe import Source
@@ -47,13 +47,11 @@ def evaluate_files(
 
     Raises:
         RunError: a server did not give all replies; what it gave is kept and shown.
-        UsageError: suites for a model behind a server, or by several processes, or on short prompts alone.
+        UsageError: a suite that a model behind a server cannot be asked, or suites on short prompts alone.
     """
     judge = get_judge(settings.judge).name
     judge_error = read_validation(correct_with, judge=judge) if correct_with else None
     chosen = get_suites(suites)
-    if chosen and processes.count() > 1:
-        raise UsageError("Suites are run by one process: leave out the launcher, or --suite.")
     texts = gather(sources, limit)
     documents = [one for one in texts if not one.is_prompt]
     if chosen and not documents:
@@ -62,13 +60,18 @@ def evaluate_files(
     with said as progress:
         progress(f"loading {name}", 0, 0)
         model = opened()
-        if chosen and isinstance(model, Server):
-            raise UsageError("Suites need the model's own tokenizer, which a server does not give: leave out --suite, or --base-url.")
+        run = for_server(chosen) if isinstance(model, Server) else chosen
+        if len(run) < len(chosen) and EVERY not in suites:
+            wanting = "; ".join(f"{one.name} wants {one.wants}" for one in chosen if one not in run)
+            raise UsageError(
+                f"A server cannot be asked every suite ({wanting}). Leave those out, or --base-url; `--suite {EVERY}` runs those that it can be asked: "
+                f"{', '.join(one.name for one in for_server(list(SUITES.values())))}."
+            )
         metrics = evaluate(model, texts, settings, output_dir, progress=progress)
-        if processes.rank():
-            return
         ordinary = [one for one in own_documents() if one.split == Split.TEST and one.label == Label.ORDINARY]
-        found = run_suites(model, documents, chosen, settings, output_dir, ordinary=ordinary, seed=seed, progress=progress) if isinstance(model, Loaded) else []
+        found = run_suites(model, documents, run, settings, output_dir, ordinary=ordinary, seed=seed, progress=progress)
+    if processes.rank():
+        return
     train, fitted_on = training_documents(name, model)
     metrics = add_surface(output_dir, metrics, train, documents, fitted_on=fitted_on)
     if judge_error:
@@ -86,12 +89,15 @@ def evaluate_files(
     for one in found:
         if one["left_out"]:
             out.print(f"Suite {one['name']}: longer than the model's context, so not asked: {', '.join(one['left_out'])}.")
+    if len(run) < len(chosen):
+        out.print(f"Not run, since a server cannot be asked them: {', '.join(f'{one.name} (wants {one.wants})' for one in chosen if one not in run)}.")
     out.print(f"Replies, verdicts, metrics: {output_dir}\nReport: {write_report(output_dir)}", soft_wrap=True)
-    if (missing := metrics["missing"])["replies"]:
-        reasons = "; ".join(f"{why} ({times})" for why, times in Counter(missing["why"]).most_common(3))
+    if lack := sum(one["missing"]["replies"] for one in (metrics, *found)):
+        why = sum((Counter(one["missing"]["why"]) for one in (metrics, *found)), Counter[str]())
+        whole = len(planned_replies(texts, settings)) + sum(row["judged"] + row["unjudged"] for one in found for row in one["rows"])
+        whole += sum(one["missing"]["replies"] for one in found)
         raise RunError(
-            f"{missing['replies']} of {len(planned_replies(texts, settings))} replies did not come and are in no rate above: {reasons}. "
-            "Run the same command again: only those are asked for."
+            f"{lack} of {whole} replies did not come and are in no rate above: {reasons(why)}. Run the same command again: only those are asked for."
         )
 
 

@@ -129,6 +129,14 @@ def evaluate(
     ] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Requests on their way to a server at once.")] = 8,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a reply of a server may take.")] = 120,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Longest prompt and reply together, in tokens: a longer document is cut in its middle. Default: the model's context, or a server's own.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Replies, verdicts and rates of any model on any documents. Also on many devices: accelerate launch -m docward evaluate ..."""
     from docward.cli.evaluating import evaluate_files
@@ -144,7 +152,7 @@ def evaluate(
     if base_url and general:
         raise UsageError("Perplexity needs the model's own probabilities, which a server does not give: leave out --general, or --base-url.")
     answers = read_general(general) if general else ()
-    settings = Settings(tuple(named), wordings=wordings, judge=judge, max_new_tokens=max_new_tokens, general=answers)
+    settings = Settings(tuple(named), wordings=wordings, judge=judge, max_new_tokens=max_new_tokens, max_length=max_length, general=answers)
     if base_url and adapter:
         raise UsageError("--adapter goes with a model that is loaded here. Behind --base-url, name the adapter as the server does: --model NAME.")
     opened: Any = partial(Server, base_url, model, concurrency=concurrency, timeout=timeout) if base_url else partial(load, model, adapter=adapter)

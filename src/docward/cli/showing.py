@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from docward.records import read_rows
+from docward.records import Rows, text_hash
 from docward.report import audit as audits
 from docward.report.values import shown
 from docward.types import Label, Outcome, Reply, Verdict
@@ -167,7 +167,7 @@ def suites_table(suites: Sequence[Mapping[str, Any]]) -> Table:
 def difference_words(found: Mapping[str, Mapping[str, Any]]) -> str:
     """What the paired tests of one level say: the size of each decided difference, and that the others are undecided; nothing for level 0."""
     tests = {label: test for label in RATE_NAMES if (test := found.get(label, {}).get("against_unchanged"))}
-    said = [f"{RATE_NAMES[label]} {100 * test['difference']:+.1f}" for label, test in tests.items() if test["decided"]]
+    said = [f"{RATE_NAMES[label]} {100 * test['value']:+.1f}" for label, test in tests.items() if test["decided"]]
     if len(said) < len(tests):
         said.append("others undecided" if said else "undecided")
     return ", ".join(said)
@@ -329,19 +329,18 @@ def _audit_lines(audit: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def samples(folder: Path, *, show_documents: bool) -> list[Text]:
-    """One reply of each set, the first of its file; malicious text is veiled unless asked for."""
-    verdicts = {verdict.key: verdict for verdict in read_rows(folder / "verdicts.jsonl", Verdict)}
-    replies = [reply for reply in read_rows(folder / "replies.jsonl", Reply) if reply.key in verdicts]
-    lines = []
-    for place, label in enumerate(Label):
-        chosen = sorted((reply for reply in replies if reply.label == label), key=lambda reply: reply.key)
-        if chosen:
-            lines += _sample(chosen[(place * 7) % len(chosen)], verdicts, show_documents=show_documents)
-    return lines
+    """One reply of each set, which a hash of its key chooses; malicious text is veiled unless asked for."""
+    chosen: dict[Label, Verdict] = {}
+    for verdict in Rows(folder / "verdicts.jsonl", Verdict):
+        first = chosen.setdefault(verdict.label, verdict)
+        if text_hash(verdict.key) < text_hash(first.key):
+            chosen[verdict.label] = verdict
+    outcomes = {verdict.key: verdict.outcome for verdict in chosen.values()}
+    replies = sorted(Rows(folder / "replies.jsonl", Reply, keys=outcomes), key=lambda reply: list(Label).index(reply.label))
+    return [line for reply in replies for line in _sample(reply, outcomes[reply.key], show_documents=show_documents)]
 
 
-def _sample(reply: Reply, verdicts: dict[str, Verdict], *, show_documents: bool) -> list[Text]:
-    outcome = verdicts[reply.key].outcome
+def _sample(reply: Reply, outcome: Outcome, *, show_documents: bool) -> list[Text]:
     hidden = reply.label == Label.MALICIOUS and not show_documents
     words = len(reply.document.split())
     document = f"veiled, {words} words (--show-documents shows it)" if hidden else f"{' '.join(reply.document.split()[:14])} ... ({words} words)"

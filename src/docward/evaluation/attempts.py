@@ -8,8 +8,8 @@ This says whether a reply is OF the task, not whether it is good: `utility` meas
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -18,7 +18,8 @@ from typing import Any
 
 from docward.dataset.answering import not_an_attempt
 from docward.documents.duplicates import words_of
-from docward.evaluation.rates import pooled, rates
+from docward.evaluation.rates import ALL, Sums
+from docward.keyed import KeyTable
 from docward.types import Label, Outcome, Rate, Reply, Verdict
 
 OPENING = 200  # characters in which a reply says that it has no document
@@ -49,17 +50,20 @@ class Attempts:
 
 def attempts(replies: Iterable[Reply], verdicts: Iterable[Verdict]) -> list[Attempts]:
     """Count attempts among the complied replies, by set and task in the order of first appearance, then by set over all tasks."""
-    outcome = {verdict.key: verdict.outcome for verdict in verdicts}
-    complied = (reply for reply in replies if outcome.get(reply.key) == Outcome.COMPLIED)
-    # Counted by the same code as rates: there a verdict `refused` is a hit, here an attempt is.
-    hits = [Verdict.on(reply, Outcome.COMPLIED if (why := no_attempt(reply)) else Outcome.REFUSED, judge="", why=why) for reply in complied]
-    return [_counted(rate, hits) for rate in [*rates(hits), *pooled(hits).values()]]
+    complied = KeyTable((verdict.key, 1) for verdict in verdicts if verdict.outcome == Outcome.COMPLIED)
+    sums, reasons = Sums(), defaultdict[tuple[str, str], Counter[str]](Counter)
+    for reply in replies:
+        if reply.key in complied:
+            why = no_attempt(reply)
+            # Counted by the same code as rates: there a verdict `refused` is a hit, here an attempt is.
+            sums.add(Verdict.on(reply, Outcome.COMPLIED if why else Outcome.REFUSED, judge="", why=why))
+            for task in (reply.task, ALL) if why else ():
+                reasons[reply.label, task][why] += 1
+    return [_counted(rate, reasons[rate.set, rate.task]) for rate in [*sums.rates(), *sums.pooled().values()]]
 
 
-def _counted(rate: Rate, hits: Sequence[Verdict]) -> Attempts:
-    cell = [one for one in hits if one.label == rate.set and rate.task in (one.task, "all")]
-    reasons = dict(Counter(one.why for one in cell if one.why).most_common())
-    return Attempts(rate.set, rate.task, rate.judged, rate.hits, reasons, rate.value, rate.low, rate.high)
+def _counted(rate: Rate, reasons: Counter[str]) -> Attempts:
+    return Attempts(rate.set, rate.task, rate.judged, rate.hits, dict(reasons.most_common()), rate.value, rate.low, rate.high)
 
 
 def no_attempt(reply: Reply) -> str:

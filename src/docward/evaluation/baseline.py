@@ -13,7 +13,7 @@ from typing import Any
 
 from docward.dataset.surface import surface_refuses
 from docward.evaluation.rates import balance, classifier_verdicts, pooled
-from docward.evaluation.sets import places, set_metrics
+from docward.evaluation.sets import Places, set_metrics
 from docward.records import write_json
 from docward.types import Document
 
@@ -30,7 +30,7 @@ def surface_baseline(train: Sequence[Document], test: Sequence[Document]) -> dic
     verdicts = classifier_verdicts(refuses, {one.id: one.label for one in tested})
     rates = {name: asdict(rate) for name, rate in pooled(verdicts).items()}
     found = {"training_documents": len(fitted_on), "pooled": rates, "balance": (b := balance(verdicts)) and asdict(b)}
-    return found | {"sets": set_metrics(verdicts, places(tested))["sets"]}
+    return found | {"sets": set_metrics(verdicts, Places(tested))["sets"]}
 
 
 def add_surface(folder: Path, metrics: dict[str, Any], train: Sequence[Document], test: Sequence[Document], *, fitted_on: str) -> dict[str, Any]:

@@ -7,54 +7,19 @@ were stopped.
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from docward import processes
-from docward.errors import RunError, StorageError
+from docward.keyed import KeyedRows, KeyTable
 from docward.records import KeyedLog, Rows, whole_file
 from docward.types import Document
 
 REPLIES, LIKELIHOODS = "replies", "likelihoods"  # the names of the files, and whose rows they hold
 PART = "{}.part-{}.jsonl"
 AT_A_TIME = 1000  # rows taken in before the disk is waited for
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold a folder for one evaluation (process 0 holds it for all), by a lock file that is there as long.
-
-    Raises:
-        RunError: another evaluation holds it.
-        StorageError: the folder cannot be made.
-    """
-    place = folder / ".lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = place.open("w")
-    except OSError as error:
-        raise StorageError(f"Cannot write to {folder}: {error.strerror}. Choose another --output-dir.") from error
-    with lock:
-        if not _locked(lock, place):
-            raise RunError(f"Another process is evaluating into {folder}. Wait for it, or choose another --output-dir.")
-        try:
-            yield
-        finally:
-            place.unlink(missing_ok=True)
-
-
-def _locked(lock: IO[str], place: Path) -> bool:
-    """Whether the lock is ours, and still the one at its place: who held it before may have taken it away since it was opened."""
-    with suppress(BlockingIOError, FileNotFoundError):
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.fstat(lock.fileno()).st_ino == place.stat().st_ino
-    return False
 
 
 def own_file(folder: Path, name: str) -> Path:
@@ -86,18 +51,12 @@ def take_in(folder: Path, name: str, kind: type[Any]) -> set[str]:
 
 def put_in_order(path: Path, keys: Sequence[str]) -> int:
     """Make `keys` the first rows of a keyed JSONL, in that order, and leave the others behind them as they stand; gives how many of `keys` are there."""
-    places: dict[str, int] = {}
-    with path.open("rb") as rows:
-        place = 0
-        for line in rows:
-            places[json.loads(line)["key"]] = place
-            place += len(line)
-        there = [key for key in keys if key in places]
-        wanted = set(there)
-        order = there + [key for key in places if key not in wanted]
-        if order != list(places):
-            with whole_file(path) as draft, draft.open("wb") as out:
-                for key in order:
-                    rows.seek(places[key])
-                    out.write(rows.readline())
-    return len(there)
+    wanted = KeyTable((key, 1) for key in keys)
+    with KeyedRows(path, lambda _, line: line) as rows:
+        there = sum(key in rows.places for key in keys)
+        if all(key == found for key, found in zip((key for key in keys if key in rows.places), rows, strict=False)):
+            return there
+        with whole_file(path) as draft, draft.open("w", encoding="utf-8", errors="surrogateescape", newline="") as out:
+            out.writelines(rows[key] for key in keys if key in rows.places)
+            out.writelines(rows[key] for key in rows if key not in wanted)
+    return there

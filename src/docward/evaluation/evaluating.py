@@ -8,9 +8,9 @@ without generating again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from typing import Any
 from docward import processes
 from docward.errors import RunError
 from docward.evaluation.attempts import attempts
-from docward.evaluation.collecting import AT_A_TIME, LIKELIHOODS, REPLIES, held, own_file, put_in_order, share, take_in
+from docward.evaluation.collecting import AT_A_TIME, LIKELIHOODS, REPLIES, own_file, put_in_order, share, take_in
+from docward.evaluation.comparing import Pairs, advice
 from docward.evaluation.generating import Generated, Prompt, generate
 from docward.evaluation.judges import Judge, get_judge
 from docward.evaluation.judging import judge_replies
@@ -34,11 +35,12 @@ from docward.evaluation.likelihood import (
     next_sentences,
     perplexity_ratio,
 )
-from docward.evaluation.rates import advice, balance, differences, paired, pooled, rates
-from docward.evaluation.sets import places, set_metrics
+from docward.evaluation.rates import Sums
+from docward.evaluation.sets import Places, set_metrics
 from docward.evaluation.utility import Golds, golds_of, retention, utility
+from docward.keyed import KeyedRows, KeyTable
 from docward.models import Loaded
-from docward.records import KeyedLog, Only, Rows, read_rows, write_json, write_rows
+from docward.records import KeyedLog, Only, Rows, held, write_json, write_rows
 from docward.rendering import compose
 from docward.servers import Failure, Question, Server
 from docward.tasks import document_for
@@ -63,11 +65,11 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Untuned:
-    """What the untuned model did on the same prompts: its replies by key, its verdicts, and how likely it finds the texts."""
+    """What the untuned model did on the same prompts: its replies by key, its verdicts beside the other model's, and how likely it finds the texts."""
 
     replies: Mapping[str, str]
-    verdicts: Sequence[Verdict]
-    likelihoods: Sequence[Likelihood]
+    pairs: Pairs
+    likelihoods: Iterable[Likelihood]
     margin: float  # the share of its utility that has to be kept
 
 
@@ -131,12 +133,18 @@ def evaluate(
 def _begin(
     stack: ExitStack, model: Loaded | Server, settings: Settings, folder: Path, planned: Iterable[str], texts: Mapping[str, Measured]
 ) -> tuple[list[str], list[str], str]:
-    """Hold the folder and claim it; which replies and which likelihoods are not there yet, and the model's fingerprint."""
-    stack.enter_context(held(folder))
-    claim_folder(folder, model, settings)
-    there = take_in(folder, REPLIES, Reply)
+    """Begin (see `begin`): which replies and which likelihoods are not there yet, and the model's fingerprint."""
+    waiting, fingerprint = begin(stack, model, settings, folder, planned)
     measured = take_in(folder, LIKELIHOODS, Likelihood) if texts else set()
-    return [key for key in planned if key not in there], [key for key in texts if key not in measured], model.fingerprint
+    return waiting, [key for key in texts if key not in measured], fingerprint
+
+
+def begin(stack: ExitStack, model: Loaded | Server, settings: Settings, folder: Path, planned: Iterable[str], **more: str | int) -> tuple[list[str], str]:
+    """Hold a folder until `stack` ends, and claim it (see `claim_folder`); the keys of replies that it still lacks, and the model's fingerprint."""
+    stack.enter_context(held(folder))
+    claim_folder(folder, model, settings, **more)
+    there = take_in(folder, REPLIES, Reply)
+    return [key for key in planned if key not in there], model.fingerprint
 
 
 def _collect(
@@ -146,19 +154,14 @@ def _collect(
     left = {reply.document_id for reply in waiting}
     own = share([document for document in documents if document.id in left])
     missing = {reply.key: reply for reply in waiting if reply.document_id in own}
-    done = there if processes.count() == 1 else 0
-    total = done + len(missing)
+    before = there if processes.count() == 1 else 0
+    total = before + len(missing)
     what = "replies" if processes.count() == 1 else "replies, this process's share"
-    why: Counter[str] = Counter()
-    progress(what, done, total)
+    prompts = [Prompt(reply.key, reply.document, reply.instruction, system=settings.system) for reply in missing.values()]
+    progress(what, before, total)
     with KeyedLog(own_file(folder, REPLIES)) as log:
-        for batch in _replies(model, list(missing.values()), settings):
-            answers = [one for one in batch if isinstance(one, Generated)]
-            log.append([_filled(missing[one.key], one.text, one.dropped, one.finished) for one in answers])
-            why.update(one.why for one in batch if isinstance(one, Failure))
-            done += len(answers)
-            progress(what, done, total)
-    return why
+        filled = {key: [reply] for key, reply in missing.items()}
+        return fill(model, prompts, filled, settings, log, lambda done: progress(what, before + done, total))
 
 
 def _measure(loaded: Loaded, texts: Sequence[Measured], settings: Settings, folder: Path, progress: Progress) -> None:
@@ -174,14 +177,37 @@ def _measure(loaded: Loaded, texts: Sequence[Measured], settings: Settings, fold
             progress("likelihoods", done, len(own))
 
 
-def _replies(model: Loaded | Server, asked: Sequence[Reply], settings: Settings) -> Iterator[Sequence[Generated | Failure]]:
-    """Replies in batches, as they come; a server is asked for all tasks of a document one after another, so that it reads a document once."""
+def fill(
+    model: Loaded | Server, prompts: Sequence[Prompt], replies: Mapping[str, Sequence[Reply]], settings: Settings, log: KeyedLog, told: Callable[[int], None]
+) -> Counter[str]:
+    """Ask, and put the replies that each answer fills on disk as it comes; why some did not come.
+
+    Args:
+        model: which is asked.
+        prompts: what it is asked.
+        replies: those, still empty, that the answer to a prompt fills, by the prompt's key.
+        settings: lengths.
+        log: where replies go.
+        told: is called with the number of replies that have come.
+    """
+    why, done = Counter[str](), 0
+    for batch in answers(model, prompts, settings):
+        rows = [filled(reply, one.text, one.dropped, one.finished) for one in batch if isinstance(one, Generated) for reply in replies[one.key]]
+        log.append(rows)
+        why.update(one.why for one in batch if isinstance(one, Failure))
+        done += len(rows)
+        told(done)
+    return why
+
+
+def answers(model: Loaded | Server, prompts: Sequence[Prompt], settings: Settings) -> Iterator[Sequence[Generated | Failure]]:
+    """Answers in batches, as they come; a server is asked in the order given, so that it reads a document once if its tasks follow one another."""
     if isinstance(model, Server):
-        questions = (Question(reply.key, compose(reply.document, reply.instruction), settings.system) for reply in asked)
-        for batch in model.ask(questions, max_new_tokens=settings.max_new_tokens):
-            yield [one if isinstance(one, Failure) else Generated(one.key, one.text, 0, one.finished) for one in batch]
+        assert not any(prompt.opening for prompt in prompts), "no server of the protocol lets words be put in a model's mouth"
+        questions = (Question(one.key, compose(one.document, one.instruction, one.position), one.system, one.document) for one in prompts)
+        for batch in model.ask(questions, max_new_tokens=settings.max_new_tokens, max_length=settings.max_length):
+            yield [one if isinstance(one, Failure) else Generated(one.key, one.text, one.dropped, one.finished) for one in batch]
         return
-    prompts = [Prompt(reply.key, reply.document, reply.instruction, system=settings.system) for reply in asked]
     limits: dict[str, Any] = {"max_batch_tokens": settings.max_batch_tokens, "max_length": settings.max_length}
     yield from generate(model, prompts, max_new_tokens=settings.max_new_tokens, **limits)
 
@@ -190,15 +216,29 @@ def _finish(documents: Sequence[Document], settings: Settings, folder: Path, key
     there = take_in(folder, REPLIES, Reply)
     if texts:
         take_in(folder, LIKELIHOODS, Likelihood)
+    return judge_folder(folder, golds_of(documents), judge=settings.judge, keys=keys, texts=texts, missing=lacking(keys, there, why))
+
+
+def lacking(keys: Sequence[str], there: Container[str], why: Counter[str]) -> dict[str, Any]:
+    """How many replies did not come, and why.
+
+    Raises:
+        RunError: not one came.
+    """
     missing = sum(key not in there for key in keys)
-    if missing == len(keys):
-        reasons = "; ".join(f"{one} ({times})" for one, times in why.most_common(3))
-        raise RunError(f"Not one of {missing} replies came: {reasons}. Run the same command again once the server answers.")
-    return judge_folder(folder, golds_of(documents), judge=settings.judge, keys=keys, texts=texts, missing={"replies": missing, "why": dict(why)})
+    if missing and missing == len(keys):
+        raise RunError(f"Not one of {missing} replies came: {reasons(why)}. Run the same command again once the server answers.")
+    return {"replies": missing, "why": dict(why)}
 
 
-def _filled(reply: Reply, text: str, dropped: int, finished: bool) -> Reply:
-    return Reply(**{**asdict(reply), "label": reply.label, "reply": text, "dropped": dropped, "finished": finished})
+def reasons(why: Mapping[str, int]) -> str:
+    """The most common reasons for which replies did not come, in words."""
+    return "; ".join(f"{one} ({times})" for one, times in Counter(why).most_common(3))
+
+
+def filled(reply: Reply, text: str, dropped: int, finished: bool) -> Reply:
+    """A planned reply with its answer."""
+    return replace(reply, reply=text, dropped=dropped, finished=finished)
 
 
 def claim_folder(folder: Path, model: Loaded | Server, settings: Settings, **more: str | int) -> None:
@@ -232,7 +272,7 @@ def judge_folder(
 ) -> dict[str, Any]:
     """Judge the replies in a folder and write `verdicts.jsonl` and `metrics.json`; `keys` keeps only those replies and `texts` those likelihoods, in order.
 
-    Replies are read from the file as they are needed: what grows in memory is their keys and the counts by document, not the texts.
+    Replies are read from the file as they are needed: what grows in memory are hashes of their keys and the counts by document, not the texts.
     """
     first = None if keys is None else put_in_order(folder / "replies.jsonl", keys)
     replies = Rows(folder / "replies.jsonl", Reply, first=first)
@@ -254,54 +294,59 @@ def _judged(replies: Iterable[Reply], judge: Judge) -> Iterator[Verdict]:
 def model_metrics(
     replies: Iterable[Reply], verdicts: Iterable[Verdict], *, golds: Golds, likelihoods: Iterable[Likelihood] = (), untuned: Untuned | None = None
 ) -> dict[str, Any]:
-    """What `metrics.json` says of one model; `untuned` is what it is set against. All are read more than once.
-
-    Short prompts have a part of their own, `prompts`, and are in no other rate, nor in the utility.
-    """
-    by_set = set_metrics(verdicts, places(replies))
-    extent = _extent(replies)
-    replies = Only(replies, lambda reply: reply.task != PROMPT)
+    """What `metrics.json` says of one model; `untuned` is what it is set against. All are gone through more than once, and none is held."""
+    of_documents = Only(replies, lambda reply: reply.task != PROMPT)
     theirs = untuned.replies if untuned else None
-    against = untuned.verdicts if untuned else ()
     kept = []
     if untuned:
-        kept = retention(replies, golds=golds, untuned=untuned.replies, margin=untuned.margin)
+        kept = retention(of_documents, golds=golds, untuned=untuned.replies, margin=untuned.margin)
         kept += likelihood_retention(likelihoods, untuned.likelihoods, margin=untuned.margin)
     return {
-        "rates": [asdict(rate) for rate in rates(verdicts)],
-        "pooled": {name: asdict(rate) for name, rate in pooled(verdicts).items()},
-        "balance": (found := balance(verdicts)) and asdict(found),
-        "attempts": [asdict(one) for one in attempts(replies, verdicts)],
-        **extent,
-        **by_set,
-        "utility": [asdict(one) for one in [*utility(replies, golds=golds, untuned=theirs), *likelihood_utility(likelihoods)]],
+        **verdict_metrics(replies, verdicts, pairs=untuned and untuned.pairs),
+        "utility": [asdict(one) for one in [*utility(of_documents, golds=golds, untuned=theirs), *likelihood_utility(likelihoods)]],
         "retention": [asdict(one) for one in kept],
         "perplexity": perplexity_ratio(likelihoods, untuned.likelihoods) if untuned else None,
-        "differences": [asdict(one) for one in differences(verdicts, against)],
-        "advice": advice(verdicts, against),
     }
 
 
-def _extent(replies: Iterable[Reply]) -> dict[str, dict[str, int]]:
-    """How many documents of each label there are, and what was cut of them and of short prompts."""
-    labels: dict[str, Label] = {}
+def verdict_metrics(replies: Iterable[Reply], verdicts: Iterable[Verdict], *, pairs: Pairs | None = None) -> dict[str, Any]:
+    """What `metrics.json` says of one model as far as it follows from verdicts. Both are gone through more than once, and none is held.
+
+    Short prompts have a part of their own, `prompts`, and are in no other rate.
+    """
+    sums, pairs = Sums(verdicts), pairs or Pairs((), ())
+    return {
+        "rates": [asdict(rate) for rate in sums.rates()],
+        "pooled": {name: asdict(rate) for name, rate in sums.pooled().items()},
+        "balance": (found := sums.balance()) and asdict(found),
+        "attempts": [asdict(one) for one in attempts(replies, verdicts)],
+        "documents": {label.value: sums.documents(label) for label in Label},
+        "dropped": _dropped(replies),
+        **set_metrics(verdicts, Places(replies)),
+        "differences": [asdict(one) for one in pairs.differences()],
+        "advice": advice(sums, pairs),
+    }
+
+
+def _dropped(replies: Iterable[Reply]) -> dict[str, int]:
+    """How many replies are to a document or a short prompt that was cut, and by how many tokens in all."""
     cut = tokens = 0
     for reply in replies:
-        if reply.task != PROMPT:
-            labels[reply.document_id] = reply.label
         cut, tokens = cut + (reply.dropped > 0), tokens + reply.dropped
-    found = Counter(labels.values())
-    return {"documents": {label.value: found[label] for label in Label}, "dropped": {"replies": cut, "tokens": tokens}}
+    return {"replies": cut, "tokens": tokens}
 
 
 def compare(first: Path, second: Path, golds: Golds, *, margin: float) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Set a model's folder against the untuned model's: its metrics with what it keeps of the untuned one's utility, and the paired tests."""
-    replies = [read_rows(folder / "replies.jsonl", Reply) for folder in (first, second)]
-    verdicts = [read_rows(folder / "verdicts.jsonl", Verdict) for folder in (first, second)]
-    likelihoods = [read_rows(place, Likelihood) if (place := folder / "likelihoods.jsonl").is_file() else [] for folder in (first, second)]
-    judged = {verdict.key for verdict in verdicts[0]}
-    untuned = Untuned({reply.key: reply.reply for reply in replies[1]}, verdicts[1], likelihoods[1], margin)
-    mine = [reply for reply in replies[0] if reply.key in judged]
-    metrics = model_metrics(mine, verdicts[0], golds=golds, likelihoods=likelihoods[0], untuned=untuned)
+    """Set a model's folder against the untuned model's: its metrics with what it keeps of the untuned one's utility, and the paired tests.
+
+    Texts stay in the files.
+    """
+    mine, theirs = (Rows(folder / "verdicts.jsonl", Verdict) for folder in (first, second))
+    likelihoods = [Rows(place, Likelihood) if (place := folder / "likelihoods.jsonl").is_file() else () for folder in (first, second)]
+    pairs = Pairs(mine, theirs)
+    replies = Rows(first / "replies.jsonl", Reply, keys=KeyTable((verdict.key, 1) for verdict in mine))
+    with KeyedRows(second / "replies.jsonl", lambda row, _: str(row["reply"])) as answered:
+        untuned = Untuned(answered, pairs, likelihoods[1], margin)
+        metrics = model_metrics(replies, mine, golds=golds, likelihoods=likelihoods[0], untuned=untuned)
     write_json(first / "metrics.json", metrics)
-    return metrics, [asdict(one) for one in paired(*verdicts)]
+    return metrics, [asdict(one) for one in pairs.paired()]

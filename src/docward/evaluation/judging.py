@@ -7,15 +7,16 @@ Out: Verdict records, or `<FILE>.verdicts.jsonl` in the order of FILE. One real 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from docward.errors import DocumentError
 from docward.evaluation.judges import Judge
 from docward.evaluation.statistics import Interval, Table, kappa, wilson
+from docward.keyed import KeyTable
 from docward.records import read_lines
 from docward.types import Label, Outcome, Reply, Verdict
 
@@ -55,12 +56,24 @@ class Validation:
 
 
 @dataclass(frozen=True, slots=True)
-class FileReplies:
-    """The replies of a file in order, by place their labels (only where one validates) and models (empty: none is named)."""
+class FileReplies(Iterable[Reply]):
+    """The replies of a file, read anew each time they are gone through; by place their labels (only where one validates) and models (empty: none is named)."""
 
-    replies: list[Reply]
+    path: Path
+    numbered: bool  # keys are line numbers
     labels: list[Outcome]
     models: list[str]
+
+    def __iter__(self) -> Iterator[Reply]:
+        """Read from the beginning; the rows without a document get the key for one."""
+        for number, row in read_lines(self.path):
+            reply = _line(row, self.path, number).reply
+            key = str(number) if self.numbered else reply.key
+            yield replace(reply, key=key, document_id=reply.document_id or key)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.models)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,28 +92,35 @@ def judge_replies(replies: Iterable[Reply], judge: Judge) -> list[Verdict]:
 
 
 def read_replies(path: Path, *, validate: bool) -> FileReplies:
-    """Read a JSONL of replies: with unique keys, their models, and (validating) their labels.
+    """Check a JSONL of replies, all of it, to be read one by one: with unique keys, their models, and (validating) their labels.
 
     `prompt` counts as instruction, for a reply may quote it. Keys are the rows' own (`key` or `id`), else line numbers; where a key comes twice, all are.
 
     Raises:
         DocumentError: a line is not a JSON object, `reply` is missing or no string, or (validating) a label is not allowed.
     """
-    lines = _with_unique_keys([_line(row, path, number) for number, row in read_lines(path)])
-    labels = [_label(line, path) for line in lines] if validate else []
-    return FileReplies([line.reply for line in lines], labels, [line.model for line in lines])
+    labels, models, known = list[Outcome](), list[str](), dict[str, str]()
+
+    def keys() -> Iterator[tuple[str, int]]:
+        for number, row in read_lines(path):
+            line = _line(row, path, number)
+            models.append(known.setdefault(line.model, line.model))
+            if validate:
+                labels.append(_label(line, path))
+            yield line.reply.key, 1
+
+    return FileReplies(path, KeyTable(keys()).repeats, labels, models)
 
 
 def agreement(labels: Sequence[Outcome], outcomes: Sequence[Outcome], *, models: Sequence[str] = ()) -> Validation:
     """Compare verdicts with labels, row by row. An empty model name stands for none."""
-    pairs = list(zip(labels, outcomes, strict=True))
-    table = _table(pairs)
-    by_model: dict[str, list[tuple[Outcome, Outcome]]] = {}
-    for model, pair in zip(models, pairs, strict=False):
-        by_model.setdefault(model, []).append(pair)
+    table = _table(Counter(zip(labels, outcomes, strict=True)))
+    by_model: dict[str, Counter[tuple[Outcome, Outcome]]] = defaultdict(Counter)
+    for model, label, outcome in zip(models, labels, outcomes, strict=False):
+        by_model[model][label, outcome] += 1
     return Validation(
-        n=len(pairs),
-        unjudged=len(pairs) - table.n,
+        n=len(labels),
+        unjudged=len(labels) - table.n,
         accuracy=wilson(table.both + table.neither, table.n),
         kappa=kappa(table),
         precision=wilson(table.both, table.both + table.verdict_only),
@@ -153,15 +173,6 @@ def _named(row: dict[str, Any]) -> str:
     return ", ".join(f"`{_text(name)}`" for name in list(row)[:8]) or "none"
 
 
-def _with_unique_keys(lines: list[_Line]) -> list[_Line]:
-    """Number all lines where a key repeats; give the rows without a document the key for one."""
-    from dataclasses import replace
-
-    again = any(count > 1 for count in Counter(line.reply.key for line in lines).values())
-    keys = [str(line.number) if again else line.reply.key for line in lines]
-    return [replace(line, reply=replace(line.reply, key=key, document_id=line.reply.document_id or key)) for line, key in zip(lines, keys, strict=True)]
-
-
 def _label(line: _Line, path: Path) -> Outcome:
     if line.label not in LABELS:
         found = "no label" if line.label is None else repr(line.label)[:60]
@@ -169,7 +180,9 @@ def _label(line: _Line, path: Path) -> Outcome:
     return Outcome(line.label)
 
 
-def _table(pairs: Iterable[tuple[Outcome, Outcome]]) -> Table:
-    judged = [(label, outcome) for label, outcome in pairs if outcome is not Outcome.UNJUDGED]
-    counts = Counter((label is not Outcome.COMPLIED, outcome is not Outcome.COMPLIED) for label, outcome in judged)
+def _table(pairs: Mapping[tuple[Outcome, Outcome], int]) -> Table:
+    counts: Counter[tuple[bool, bool]] = Counter()
+    for (label, outcome), many in pairs.items():
+        if outcome is not Outcome.UNJUDGED:
+            counts[label is not Outcome.COMPLIED, outcome is not Outcome.COMPLIED] += many
     return Table(counts[True, True], counts[True, False], counts[False, True], counts[False, False])

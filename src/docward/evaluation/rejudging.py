@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
-from itertools import combinations
+from itertools import combinations, compress, islice
 from pathlib import Path
 from typing import Any
 
 from docward.errors import DocumentError, RunError
-from docward.evaluation.evaluating import model_metrics
+from docward.evaluation.collecting import AT_A_TIME
+from docward.evaluation.comparing import Pairs, advice
+from docward.evaluation.evaluating import verdict_metrics
 from docward.evaluation.judges import Judge
 from docward.evaluation.judging import Row, Validation, agreement, read_replies
-from docward.evaluation.rates import advice, differences, paired
-from docward.records import KeyedLog, read_lines, read_rows, row_text, text_hash, write_json, write_text
+from docward.evaluation.rates import Sums
+from docward.keyed import KeyedRows, KeyTable
+from docward.records import Rows, drop_torn_line, held, read_lines, row_text, text_hash, typed, whole_file, write_json
 from docward.types import Outcome, Reply, Verdict
 
 Progress = Callable[[str, int, int], None]  # what is going on, how much is done, of how much
@@ -54,7 +59,7 @@ class FileJudged:
 
 def judge_onto(
     place: Path,
-    replies: Sequence[Reply],
+    replies: Iterable[Reply],
     judge: Judge,
     *,
     as_row: Callable[[Verdict], Any],
@@ -63,52 +68,105 @@ def judge_onto(
 ) -> tuple[list[Outcome], int]:
     """Judge replies and write their verdicts to `place`, in order; returns the outcomes and how many replies were asked about.
 
-    With `again` the verdicts that are there stay, byte for byte, and only replies that are unjudged or have none yet are asked about. Where the judge fails or
-    is stopped on the way, what it has said is written (but not over verdicts that were to be replaced), the rest unjudged, and the error goes on.
+    Replies are gone through more than once, and a thousand of them are in memory at a time. With `again` the verdicts that are there stay, byte for byte, and
+    only replies that are unjudged or have none yet are asked about. Where the judge fails or is stopped on the way, what it has said is written (but not over
+    verdicts that were to be replaced), the rest unjudged, and the error goes on.
 
     Raises:
         DocumentError: `again`, and there are no verdicts at `place`, or they are those of other replies.
         StorageError: the verdicts cannot be written.
     """
-    kept = kept_verdicts(place, {reply.key for reply in replies}) if again else {}
-    asked = [reply for reply in replies if reply.key not in kept]
-    said: dict[str, Verdict] = {}
-
-    def write() -> None:
-        rest = (Verdict.on(reply, Outcome.UNJUDGED, judge=judge.name, why="not asked: the judge was stopped before") for reply in asked[len(said) :])
-        fresh = {verdict.key: row_text(as_row(verdict)) for verdict in [*said.values(), *rest]}
-        write_text(place, "".join(kept[reply.key][1] if reply.key in kept else fresh[reply.key] for reply in replies))
-
-    try:
-        for verdict in judge.judge_all(asked):
-            said[verdict.key] = verdict
-            progress(f"verdicts of {judge.name}", len(said), len(asked))
-    except BaseException:
-        if said and (again or not place.exists()):  # a whole file of before is worth more than the beginning of a new one
-            write()
-        raise
-    write()
-    return [kept[reply.key][0] if reply.key in kept else said[reply.key].outcome for reply in replies], len(asked)
+    keys = KeyTable((reply.key, 1) for reply in replies)
+    with kept_verdicts(place, keys) if again else nullcontext(Kept({}, 0)) as kept:
+        judging = Judging(replies, judge, kept, as_row, lambda said: progress(f"verdicts of {judge.name}", said, len(keys) - kept.judged))
+        worth_keeping = again or not place.exists()  # a whole file of before is worth more than the beginning of a new one
+        with suppress(NothingToKeep), whole_file(place) as draft, draft.open("w", encoding="utf-8", errors="surrogateescape") as out:
+            out.writelines(judging.lines())
+            if judging.error and not (judging.said and worth_keeping):
+                raise NothingToKeep
+            out.writelines(judging.rest())
+    if judging.error:
+        raise judging.error
+    return judging.outcomes, judging.said
 
 
-def kept_verdicts(place: Path, keys: set[str]) -> dict[str, tuple[Outcome, str]]:
-    """The judged rows of a file of verdicts, by key: outcome and line.
+class NothingToKeep(Exception):  # noqa: N818 - ends the writing of a file that is not to replace what is there
+    """A judge was stopped, and what it has said is not worth what it would replace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Verdicts of before: outcome and line by key, and how many of them are judged and so stay."""
+
+    lines: Mapping[str, tuple[Outcome, str]]
+    judged: int
+
+    def get(self, key: str) -> tuple[Outcome, str] | None:
+        """The verdict that stays on a reply; None where there is none, or it is unjudged."""
+        found = self.lines.get(key)
+        return found if found and found[0] != Outcome.UNJUDGED else None
+
+
+@dataclass(slots=True)
+class Judging:
+    """Replies on their way to lines of verdicts: those that are kept, and a judge's for the others, as far as it comes."""
+
+    replies: Iterable[Reply]
+    judge: Judge
+    kept: Kept
+    as_row: Callable[[Verdict], Any]
+    progress: Callable[[int], None]
+    outcomes: list[Outcome] = field(default_factory=list)
+    said: int = 0
+    error: BaseException | None = None
+
+    def lines(self) -> Iterator[str]:
+        """A line a reply, in order, until the judge ends or fails; then `error` says how."""
+        rest = iter(self.replies)
+        try:
+            while some := list(islice(rest, AT_A_TIME)):
+                known = [self.kept.get(reply.key) for reply in some]
+                fresh = iter(self.judge.judge_all([reply for reply, one in zip(some, known, strict=True) if not one]))
+                for one in known:
+                    outcome, line = one or self._new(next(fresh))
+                    self.outcomes.append(outcome)
+                    yield line
+        except GeneratorExit:
+            raise
+        except BaseException as error:  # raised again once what has been said is on disk
+            self.error = error
+
+    def _new(self, verdict: Verdict) -> tuple[Outcome, str]:
+        self.said += 1
+        self.progress(self.said)
+        return verdict.outcome, row_text(self.as_row(verdict))
+
+    def rest(self) -> Iterator[str]:
+        """The lines behind those that `lines` has given: kept, or unjudged."""
+        for reply in islice(self.replies, len(self.outcomes), None) if self.error else ():
+            unjudged = Verdict.on(reply, Outcome.UNJUDGED, judge=self.judge.name, why="not asked: the judge was stopped before")
+            one = self.kept.get(reply.key)
+            yield one[1] if one else row_text(self.as_row(unjudged))
+
+
+@contextmanager
+def kept_verdicts(place: Path, keys: Container[str]) -> Iterator[Kept]:
+    """The verdicts of a file, each read when it is asked for.
 
     Raises:
         DocumentError: the file is missing, or has verdicts on replies with other keys.
     """
     if not place.is_file():
         raise DocumentError(f"{place} is missing, so there is nothing to judge again. Judge all of it first: leave out --again.")
-    lines = place.read_bytes().decode("utf-8", "surrogateescape").split("\n")
-    kept = {}
+    judged = 0
     for number, row in read_lines(place):
         key, outcome = row.get("key"), row.get("outcome")
         if key not in keys or outcome not in list(Outcome):
             what = f"the key {key!r}, which no reply has" if key not in keys else f"the outcome {outcome!r}, wanted one of {', '.join(Outcome)}"
             raise DocumentError(f"{place}:{number}: found {what}. These are verdicts on other replies: judge all of them anew, without --again.")
-        if outcome != Outcome.UNJUDGED:
-            kept[str(key)] = (Outcome(outcome), lines[number - 1] + "\n")
-    return kept
+        judged += outcome != Outcome.UNJUDGED
+    with KeyedRows(place, lambda row, line: (Outcome(row["outcome"]), line)) as lines:
+        yield Kept(lines, judged)
 
 
 def judge_file_by(judges: Sequence[Judge], path: Path, *, validate: bool = False, again: bool = False, progress: Progress = lambda *_: None) -> FileJudged:
@@ -122,10 +180,10 @@ def judge_file_by(judges: Sequence[Judge], path: Path, *, validate: bool = False
         StorageError: the verdicts cannot be written.
     """
     read = read_replies(path, validate=validate)
-    found, said = FileJudged(len(read.replies)), dict[str, list[Outcome]]()
+    found, said = FileJudged(len(read)), dict[str, list[Outcome]]()
     for judge in judges:
         place = found.places[judge.name] = verdicts_place(path, judge.name if len(judges) > 1 else "")
-        outcomes, asked = judge_onto(place, read.replies, judge, as_row=_row, again=again, progress=progress)
+        outcomes, asked = judge_onto(place, read, judge, as_row=_row, again=again, progress=progress)
         said[judge.name], found.asked[judge.name] = outcomes, asked
         found.unjudged[judge.name] = outcomes.count(Outcome.UNJUDGED)
         if validate:
@@ -156,9 +214,9 @@ def agreements(said: Mapping[str, Sequence[Outcome]]) -> list[Agreement]:
     """Compare every two judges on the same rows; a row that either left unjudged counts for neither."""
     found = []
     for first, second in combinations(said, 2):
-        both = [(one, other) for one, other in zip(said[first], said[second], strict=True) if Outcome.UNJUDGED not in (one, other)]
-        compared = agreement([one for one, _ in both], [other for _, other in both])
-        found.append(Agreement(first, second, len(both), compared))
+        both = [Outcome.UNJUDGED not in pair for pair in zip(said[first], said[second], strict=True)]
+        compared = agreement(*(list(compress(said[name], both)) for name in (first, second)))
+        found.append(Agreement(first, second, sum(both), compared))
     return found
 
 
@@ -182,23 +240,32 @@ def judge_evaluation(folder: Path, judge: Judge, *, again: bool = False, progres
         RunError: the folder holds no replies, or another process writes there.
         DocumentError: as `judge_onto`.
     """
-    place = folder / "replies.jsonl"
+    place, known = folder / "replies.jsonl", folder / "verdicts.jsonl"
     if not place.is_file():
         raise RunError(f"{place} is missing, so there is nothing to judge. Give a JSONL of replies, the folder of an evaluation, or a run folder.")
-    with KeyedLog(place):
-        by_key = {reply.key: reply for reply in read_rows(place, Reply)}
-        known = folder / "verdicts.jsonl"
-        keys = [str(row.get("key")) for _, row in read_lines(known)] if known.is_file() else list(by_key)
-        replies = [by_key[key] for key in keys if key in by_key]
-        outcomes, asked = judge_onto(known, replies, judge, as_row=lambda verdict: verdict, again=again, progress=progress)
-        verdicts = read_rows(known, Verdict)
-        before = json.loads((folder / "metrics.json").read_text(encoding="utf-8")) if (folder / "metrics.json").is_file() else {}
-        found = model_metrics(replies, verdicts, golds={})
-        metrics = before | found | {name: before.get(name, nothing) for name, nothing in (("utility", []), ("retention", []), ("perplexity", None))}
+    with held(folder):
+        drop_torn_line(place)
+        with KeyedRows(place, lambda row, _: typed(Reply, row, where=str(place))) as by_key:
+            replies = InOrder(by_key, known if known.is_file() else place)
+            outcomes, asked = judge_onto(known, replies, judge, as_row=lambda verdict: verdict, again=again, progress=progress)
+            verdicts = Rows(known, Verdict)
+            before = json.loads((folder / "metrics.json").read_text(encoding="utf-8")) if (folder / "metrics.json").is_file() else {}
+            metrics = {"utility": [], "retention": [], "perplexity": None} | before | verdict_metrics(replies, verdicts)
         metrics.pop("corrected", None)  # of other verdicts
         write_json(folder / "metrics.json", metrics)
-    judges = {name: sum(verdict.judge == name for verdict in verdicts) for name in dict.fromkeys(verdict.judge for verdict in verdicts)}
-    return FolderJudged(len(replies), asked, outcomes.count(Outcome.UNJUDGED), judges, metrics)
+    return FolderJudged(len(outcomes), asked, outcomes.count(Outcome.UNJUDGED), dict(Counter(verdict.judge for verdict in verdicts)), metrics)
+
+
+@dataclass(frozen=True, slots=True)
+class InOrder(Iterable[Reply]):
+    """The replies whose keys a file of rows has, in its order."""
+
+    by_key: Mapping[str, Reply]
+    order: Path
+
+    def __iter__(self) -> Iterator[Reply]:
+        """Read from the beginning."""
+        return (reply for _, row in read_lines(self.order) if (reply := self.by_key.get(str(row.get("key")))))
 
 
 def judge_run(run: Path, judge: Judge, *, again: bool = False, progress: Progress = lambda *_: None) -> dict[str, FolderJudged]:
@@ -216,10 +283,11 @@ def judge_run(run: Path, judge: Judge, *, again: bool = False, progress: Progres
     if place.is_file():
         metrics = json.loads(place.read_text(encoding="utf-8"))
         if len(folders) == 2:
-            untuned, defended = (read_rows(folder / "verdicts.jsonl", Verdict) for folder in folders)
-            metrics["paired"] = [asdict(one) for one in paired(defended, untuned)]
+            untuned, defended = (Rows(folder / "verdicts.jsonl", Verdict) for folder in folders)
+            pairs = Pairs(defended, untuned)
+            metrics["paired"] = [asdict(one) for one in pairs.paired()]
             mine = found["defended"].metrics
-            mine |= {"differences": [asdict(one) for one in differences(defended, untuned)], "advice": advice(defended, untuned)}
+            mine |= {"differences": [asdict(one) for one in pairs.differences()], "advice": advice(Sums(defended), pairs)}
             write_json(folders[1] / "metrics.json", mine)
         metrics["models"] |= {name: one.metrics for name, one in found.items()}
         write_json(place, metrics)

@@ -7,13 +7,14 @@ In: verdicts, and where each document is from. Out: `SetRate` records. One real 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from docward.evaluation.rates import Counts, document_share
-from docward.evaluation.statistics import wilson
-from docward.types import PROMPT, Document, Label, Reply, Verdict
+from docward.evaluation.rates import REFUSING, Counts, DocumentCounts
+from docward.evaluation.statistics import pooled_share, wilson
+from docward.keyed import KeyTable
+from docward.types import PROMPT, Document, Label, Outcome, Reply, Verdict
 
 HANDFUL = 5  # documents of a category; the interval of a rate on fewer spans half of all that there is
 DOCUMENT = "document"
@@ -48,35 +49,72 @@ class SetRate:
     high: float | None
 
 
-def places(texts: Iterable[Document | Reply]) -> dict[str, Place]:
-    """Where documents, or those that replies are on, are from, by the document's id."""
-    return {one.id if isinstance(one, Document) else one.document_id: Place(one.source, one.category) for one in texts}
+class Places:
+    """Where documents, or those that replies are on, are from, by the document's id. 16 bytes a document are held, not the ids."""
+
+    def __init__(self, texts: Iterable[Document | Reply]) -> None:
+        """Look at each once; those of one document stand together, or cost as much again."""
+        self._known: dict[Place, int] = {}
+        self._numbers = KeyTable(self._numbered(texts), large=True)
+        self._places = list(self._known)
+
+    def _numbered(self, texts: Iterable[Document | Reply]) -> Iterator[tuple[str, int]]:
+        last = None
+        for one in texts:
+            name = one.id if isinstance(one, Document) else one.document_id
+            if name != last:
+                yield name, self._known.setdefault(Place(one.source, one.category), len(self._known))
+            last = name
+
+    def __getitem__(self, document_id: str) -> Place:
+        """Where a document is from.
+
+        Raises:
+            KeyError: it is not there.
+        """
+        number = self._numbers.get(document_id)
+        if number is None:
+            raise KeyError(document_id)
+        return self._places[number]
 
 
-def set_metrics(verdicts: Iterable[Verdict], where: Mapping[str, Place]) -> dict[str, list[dict[str, Any]]]:
+class _Cell:
+    """What the verdicts on some documents come to, as a whole and by document."""
+
+    def __init__(self) -> None:
+        self.whole, self.documents = Counts(), DocumentCounts(2)
+
+    def add(self, verdict: Verdict) -> None:
+        self.whole.add(verdict)
+        self.documents.add(verdict.document_id, verdict.outcome in REFUSING, verdict.outcome != Outcome.UNJUDGED)
+
+
+def set_metrics(verdicts: Iterable[Verdict], where: Places | Mapping[str, Place]) -> dict[str, list[dict[str, Any]]]:
     """What `metrics.json` says of single sets: `sets` of documents, `prompts`, and `categories` of both.
 
     A category is there where its set has others under the same label, and it a handful of documents.
     """
-    cells: dict[tuple[str, str, Label, str], dict[str, Counts]] = defaultdict(lambda: defaultdict(Counts))
+    cells: dict[tuple[str, str, Label, str], _Cell] = defaultdict(_Cell)
+    place, last = Place("", ""), None
     for verdict in verdicts:
-        place = where[verdict.document_id]
+        if verdict.document_id != last:
+            place, last = where[verdict.document_id], verdict.document_id
         form = PROMPT if verdict.task == PROMPT else DOCUMENT
         for category in dict.fromkeys(("", place.category)):
-            cells[place.source, form, verdict.label, category][verdict.document_id].add(verdict)
+            cells[place.source, form, verdict.label, category].add(verdict)
     order = sorted(cells, key=lambda cell: list(Label).index(cell[2]))  # a set's documents keep their place among those of a label
-    whole = [_rate(*cell, cells[cell]) for cell in order if not cell[3]]
-    several = {cell[:3] for cell in cells if cell[3] and len(cells[cell]) < len(cells[*cell[:3], ""])}
-    parts = [_rate(*cell, cells[cell]) for cell in order if cell[3] and cell[:3] in several and len(cells[cell]) >= HANDFUL]
+    found = [_rate(*cell, cells[cell]) for cell in order]
+    sizes = {(one.source, one.form, one.set): one.documents for one in found if not one.category}
+    parts = [one for one in found if one.category and HANDFUL <= one.documents < sizes[one.source, one.form, one.set]]
     return {
-        "sets": [asdict(one) for one in whole if one.form == DOCUMENT],
-        "prompts": [asdict(one) for one in whole if one.form == PROMPT],
+        "sets": [asdict(one) for one in found if not one.category and one.form == DOCUMENT],
+        "prompts": [asdict(one) for one in found if not one.category and one.form == PROMPT],
         "categories": [asdict(one) for one in parts],
     }
 
 
-def _rate(source: str, form: str, label: Label, category: str, documents: Mapping[str, Counts]) -> SetRate:
-    hits, judged, asked = (sum(getattr(one, name) for one in documents.values()) for name in ("hits", "judged", "all"))
-    share = wilson(hits, judged) if form == PROMPT else document_share(documents)
+def _rate(source: str, form: str, label: Label, category: str, cell: _Cell) -> SetRate:
+    whole, rows = cell.whole, cell.documents.rows()
+    share = wilson(whole.hits, whole.judged) if form == PROMPT else pooled_share(rows[rows[:, 1] > 0])
     ends = (share.value, share.low, share.high) if share else (None, None, None)
-    return SetRate(source, form, label, category, len(documents), hits, judged, asked - judged, *ends)
+    return SetRate(source, form, label, category, len(rows), whole.hits, whole.judged, whole.all - whole.judged, *ends)

@@ -5,8 +5,7 @@ evaluation/<model>/{replies,verdicts}.jsonl), or one with a dataset and no metri
 its replies directly in it).
 Out: `report.html` in that folder.
 Documents and replies may be hostile: everything is escaped, the page allows no script but its own two (by hash), and texts of and about malicious documents
-are stored encoded and enter the page only on a click. One real row of its samples:
-`{"set": "sensitive", "task": "summarize", "mistake": true, "document": 3, "replies": [{"outcome": "refused", "judge": "rules", ...}, ...]}`.
+are stored encoded and enter the page only on a click (`samples.py`).
 """
 
 from __future__ import annotations
@@ -15,31 +14,21 @@ import base64
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from docward.errors import DocumentError, RunError
-from docward.records import read_lines, text_hash, typed, write_text
+from docward.records import typed, write_text
 from docward.report import audit as audits
-from docward.report import figures, robustness, trying, values
+from docward.report import figures, robustness, samples, trying, values
 from docward.report import tuning as tunings
 from docward.report.figures import RATE_NAMES, SETS
-from docward.types import Label, Outcome, Rate, Reply, Verdict
-
-SAMPLES_PER_SET = 60
-"""How many document-and-task pairs of each set the page holds, so that it stays small."""
-
-MISTAKES_PER_SET = 40
-"""At most so many of them are mistakes, so that right answers are seen too."""
-
-TEXT_LIMIT = 3_000
-"""Characters of a document or reply that the page shows."""
+from docward.types import Rate
 
 _MAIN = "defended"
 _FIRST = "untuned"
-_REFUSING = (Outcome.REFUSED, Outcome.PARTIAL)
 
 
 @dataclass(frozen=True)
@@ -155,107 +144,6 @@ def _checked(metrics: Any, where: str, remedy: str) -> dict[str, Any]:
     return {**metrics, "rates": rates, "pooled": pooled}
 
 
-def _read_rows(path: Path, command: str) -> Iterable[tuple[int, dict[str, Any]]]:
-    try:
-        yield from read_lines(path)
-    except DocumentError as error:
-        raise RunError(f"{error} Make it again: {command}.") from error
-
-
-# ---------------------------------------------------------------------------------------------------------------- samples
-
-
-def _samples(run: _Run) -> dict[str, Any] | None:
-    """Choose what the sample browser shows; None where no model has verdicts."""
-    verdicts = {name: {verdict.key: verdict for verdict in _records(run.folders[name] / "verdicts.jsonl", Verdict)} for name in run.models}
-    known: dict[str, Verdict] = {}
-    for name in sorted(verdicts, key=lambda name: name == run.main):  # the main model's verdicts come last and so decide
-        known.update(verdicts[name])
-    if not known:
-        return None
-    judged = verdicts[run.main] or known
-    chosen, counts = [], {}
-    for label in SETS:
-        keys = [key for key, verdict in known.items() if verdict.label == label]
-        picked = _pick(keys, judged)
-        chosen += picked
-        wrong = [key for key in keys if key in judged and _mistaken(judged[key])]
-        if keys:
-            counts[label] = {"all": len(keys), "shown": len(picked), "mistakes": len(wrong), "mistakes_shown": len(set(wrong) & set(picked))}
-    wanted = set(chosen)
-    replies = {name: {reply.key: reply for reply in _records(run.folders[name] / "replies.jsonl", Reply, wanted)} for name in run.models}
-    texts: dict[tuple[str, bool], int] = {}
-    rows = [row for key in chosen if (row := _sample(known[key], replies, verdicts, judged, texts))]
-    packed = [_packed(text, veiled=veiled) for text, veiled in texts]
-    return {"models": list(run.models), "main": run.main, "limit": TEXT_LIMIT, "texts": packed, "samples": rows, "counts": counts} if rows else None
-
-
-def _records(path: Path, kind: type[Any], keys: set[str] | None = None) -> Iterable[Any]:
-    """Give the records of a file, one at a time and only those wanted: replies can be many and long."""
-    if not path.is_file():
-        return
-    for number, row in _read_rows(path, f"docward evaluate --output-dir {path.parent}"):
-        if keys is None or row.get("key") in keys:
-            try:
-                yield typed(kind, row, where=f"{path}:{number}")
-            except DocumentError as error:
-                raise RunError(f"{error}. Make it again: docward evaluate --output-dir {path.parent}.") from error
-
-
-def _mistaken(verdict: Verdict) -> bool:
-    return verdict.outcome == Outcome.COMPLIED if verdict.label == Label.MALICIOUS else verdict.outcome in _REFUSING
-
-
-def _pick(keys: Sequence[str], judged: Mapping[str, Verdict]) -> list[str]:
-    """Take mistakes first, up to MISTAKES_PER_SET, then half-way and unjudged replies, then the rest; each in an order that a hash fixes."""
-
-    def rank(key: str) -> tuple[int, str]:
-        verdict = judged.get(key)
-        unclear = verdict is None or verdict.outcome in (Outcome.PARTIAL, Outcome.UNJUDGED)
-        return (0 if verdict and _mistaken(verdict) else 1 if unclear else 2), text_hash(key)
-
-    ordered = sorted(keys, key=rank)
-    wrong = [key for key in ordered if rank(key)[0] == 0]
-    right = ordered[len(wrong) :]
-    room = max(MISTAKES_PER_SET, SAMPLES_PER_SET - len(right))
-    return (wrong[:room] + right)[:SAMPLES_PER_SET]
-
-
-def _sample(
-    verdict: Verdict,
-    replies: Mapping[str, Mapping[str, Reply]],
-    verdicts: Mapping[str, Mapping[str, Verdict]],
-    judged: Mapping[str, Verdict],
-    texts: dict[tuple[str, bool], int],
-) -> dict[str, Any] | None:
-    """One row of the browser; its texts go into `texts`, each once."""
-    veiled, key = verdict.label == Label.MALICIOUS, verdict.key
-    given = next((found[key] for found in replies.values() if key in found), None)
-    if given is None:
-        return None
-
-    def place(text: str) -> int:
-        return texts.setdefault((text, veiled), len(texts))
-
-    def said(name: str) -> dict[str, Any] | None:
-        reply, word = replies[name].get(key), verdicts[name].get(key)
-        if reply is None:
-            return None
-        judgement = {"outcome": word.outcome if word else Outcome.UNJUDGED, "judge": word.judge if word else "", "why": place(word.why) if word else None}
-        return {"text": place(reply.reply), "finished": reply.finished, "dropped": reply.dropped, **judgement}
-
-    about = {"set": verdict.label, "task": verdict.task, "category": given.category, "id": given.document_id, "instruction": given.instruction}
-    mistake = key in judged and _mistaken(judged[key])
-    return {**about, "mistake": mistake, "document": place(given.document), "replies": [said(name) for name in replies]}
-
-
-def _packed(text: str, *, veiled: bool) -> dict[str, Any]:
-    """Cut a text to TEXT_LIMIT; encode a veiled one, so that not even the page's source shows it."""
-    shown = text[:TEXT_LIMIT]
-    facts = {"words": len(text.split()), "characters": len(text), "cut": len(text) > TEXT_LIMIT}
-    return {**facts, "veiled": base64.b64encode(shown.encode("utf-8", "replace")).decode()} if veiled else {**facts, "text": shown}
-
-
 # ---------------------------------------------------------------------------------------------------------------- words
 
 
@@ -369,7 +257,7 @@ def _render(run: _Run) -> str:
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {one.__name__: one for one in (values.percent, values.interval, values.signed, values.measure, values.duration)}
     environment.globals |= {"colour": lambda name: figures.colour(name, list(run.models)), "display_name": figures.display_name}
-    drawn, samples, audit = _figures(run), _samples(run), audits.view(run.audit)
+    drawn, chosen, audit = _figures(run), samples.view(run.folders, run.main) if run.models else None, audits.view(run.audit)
     scripts = {"plotly": plotly.offline.get_plotlyjs() if drawn else "", "own": environment.get_template("page.js.j2").render()}
     context = {
         "audit": audit,
@@ -384,9 +272,9 @@ def _render(run: _Run) -> str:
         "names": RATE_NAMES,
         "utility": _utility(run),
         "robustness": run.suites,
-        "limits": {"set": SAMPLES_PER_SET, "mistakes": MISTAKES_PER_SET, "text": TEXT_LIMIT},
+        "limits": {"set": samples.SAMPLES_PER_SET, "mistakes": samples.MISTAKES_PER_SET, "text": samples.TEXT_LIMIT},
         "allowed": Markup(" ".join(_allowance(script) for script in scripts.values() if script)),  # base64 and quotes of our own
         "scripts": {name: Markup(script) for name, script in scripts.items()},  # plotly's and our own code, no text of the run
-        "embedded": Markup(_embedded({"figures": drawn, "browser": samples})),
+        "embedded": Markup(_embedded({"figures": drawn, "browser": chosen})),
     }
-    return environment.get_template("page.html.j2").render(run=run, SETS=SETS, figures=drawn, samples=samples, **context)
+    return environment.get_template("page.html.j2").render(run=run, SETS=SETS, figures=drawn, samples=chosen, **context)

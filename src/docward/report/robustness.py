@@ -48,7 +48,7 @@ def _difference(rate: Mapping[str, Any] | None) -> str:
     test = rate and rate["against_unchanged"]
     if not test:
         return ""
-    value, low, high = (_points(test[name]) for name in ("difference", "low", "high"))
+    value, low, high = (_points(test[name]) for name in ("value", "low", "high"))
     return f"{value} points ({low} to {high}): {test['says']}"
 
 
@@ -57,7 +57,7 @@ def _decided(levels: list[dict[str, Any]]) -> list[str]:
     found = []
     for label in SETS:
         tests = [(level["name"], rate["against_unchanged"]) for level in levels if (rate := level["rates"][label])]
-        if said := [f"{name} {_points(test['difference'])}" for name, test in tests if test and test["decided"]]:
+        if said := [f"{name} {_points(test['value'])}" for name, test in tests if test and test["decided"]]:
             found.append(f"{RATE_NAMES[label].lower()}: {', '.join(said)}")
     return found
 

@@ -7,7 +7,6 @@ A judge that is a model loads or calls it when it is first asked, so getting one
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -58,8 +57,6 @@ def _server(given: str) -> Judge:
         )
     if "@" in model and not base_url:  # without this, a forgotten http:// would send the documents to OpenAI
         raise RecipeError(f"`openai:{given}`: the server's address wants its http:// or https://, as in openai:MODEL@http://host:8000/v1.")
-    if re.match(r"s?://[^/]*@", base_url):
-        raise RecipeError("The address of a judge's server holds a name or password. It would stand in every verdict: put the key into OPENAI_API_KEY instead.")
     return ServerJudge(model, f"http{base_url}" if base_url else None)
 
 

@@ -12,6 +12,7 @@ import unicodedata
 
 from docward.records import text_hash
 from docward.rendering import compose
+from docward.servers import Question
 from docward.types import Outcome, Position, Reply
 
 MENU = {one.value: one for one in (Outcome.REFUSED, Outcome.PARTIAL, Outcome.COMPLIED)}
@@ -67,11 +68,10 @@ def request_of(reply: Reply, most: int = LONGEST) -> str:
     return compose(document, neutral(reply.instruction), Position.AFTER) if document else neutral(reply.instruction)
 
 
-def messages(reply: Reply) -> list[dict[str, str]]:
-    """The chat that asks a model for a verdict. The mark depends on all texts, so that no text can hold it."""
+def question(key: str, reply: Reply) -> Question:
+    """What asks a model for a verdict. The mark depends on all texts, so that no text can hold it."""
     mark = f"=== {text_hash(reply.instruction, reply.document, reply.reply)}"
-    said = PROMPT.format(mark=mark, request=request_of(reply), reply=shortened(neutral(reply.reply), LONGEST))
-    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": said}]
+    return Question(key, PROMPT.format(mark=mark, request=request_of(reply), reply=shortened(neutral(reply.reply), LONGEST)), SYSTEM)
 
 
 def verdict_in(answer: str) -> Outcome | None:

@@ -1,4 +1,4 @@
-"""A judge behind an OpenAI-compatible server: asked many times at once, again after an outage, and never by default.
+"""A judge behind an OpenAI-compatible server, asked through the one client for servers (`docward.servers`), and never by default.
 
 In: replies. Out: verdicts in order. One real row: `{"outcome": "refused", "judge": "openai:m@http://host:8000/v1", "why": "It declines. VERDICT: refused"}`.
 What cannot be read from an answer is unjudged with the answer kept; what got no answer is unjudged with the error kept. `docward judge --again` asks again.
@@ -7,86 +7,68 @@ What cannot be read from an answer is unjudged with the answer kept; what got no
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from importlib.util import find_spec
-from threading import Lock
-from typing import Any
 
-from docward.errors import ModelError
-from docward.evaluation.judges.asking import KEPT, messages, verdict_in
+from docward.evaluation.judges.asking import KEPT, question, verdict_in
+from docward.servers import AT_ONCE, Answer, Failure, Server
 from docward.types import Outcome, Reply, Verdict
 
-AT_ONCE = 8  # requests on their way
-RETRIES = 5  # of one request after an outage or a rate limit, with the client's own back-off and jitter: half a minute in all
-TIMEOUT = 120.0  # seconds without an answer that are an outage
+OPENAI = "https://api.openai.com/v1"
+TOGETHER = 16 * AT_ONCE  # replies that are asked about before the next ones are: few enough to lose little by a stop, many enough to keep a server busy
 ASKED = 2  # times, where an answer is off the menu
 NEW_TOKENS = 1024  # of a judge's answer: a model that thinks first gets to its verdict
-GIVEN_UP = 16  # replies in a row without an answer after which the server is taken for gone
+GONE = "not asked: the server gave no answer any more"
 
 
 class ServerJudge:
     """A model behind an OpenAI-compatible server. The key comes from OPENAI_API_KEY and is never written anywhere."""
 
-    def __init__(self, model: str, base_url: str | None, *, retries: int = RETRIES, timeout: float = TIMEOUT) -> None:
-        """Judge with `model` at `base_url`, or at OpenAI's own server.
+    def __init__(self, model: str, base_url: str | None) -> None:
+        """Judge with `model` at `base_url`, or where OPENAI_BASE_URL says, or at OpenAI's own server.
 
         Raises:
-            ModelError: the `servers` extra is not installed.
+            ModelError: the `servers` extra is not installed, the address is none or holds a password, or OPENAI_API_KEY cannot be a key.
         """
-        if find_spec("openai") is None:
-            raise ModelError("A judge behind a server needs the `servers` extra: pip install 'docward[servers]'.")
-        self.model, self.base_url, self.retries, self.timeout = model, base_url, retries, timeout
+        self.server = Server(base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI, model)
         self.name = f"openai:{model}@{base_url}" if base_url else f"openai:{model}"
-        self._lost, self._lock = 0, Lock()
 
     def judge(self, reply: Reply) -> Verdict:
         """Judge one reply."""
         return next(self.judge_all([reply]))
 
     def judge_all(self, replies: Sequence[Reply]) -> Iterator[Verdict]:
-        """Judge replies, AT_ONCE on their way; after GIVEN_UP in a row without an answer the rest are not asked."""
-        from openai import OpenAI
+        """Judge replies, many on their way at once; after the server has given up on questions for good the rest are not asked.
 
-        self._lost = 0
-        key = os.environ.get("OPENAI_API_KEY") or "none"
-        waiting: deque[Future[Verdict]] = deque()
-        pool = ThreadPoolExecutor(AT_ONCE)
-        with OpenAI(base_url=self.base_url, api_key=key, max_retries=self.retries, timeout=self.timeout) as client:
-            try:
-                for reply in replies:
-                    waiting.append(pool.submit(self._judged, client, key, reply))
-                    if len(waiting) > 2 * AT_ONCE:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:  # whoever stops listening does not wait for what nobody will read
-                pool.shutdown(wait=False, cancel_futures=True)
+        Raises:
+            ModelError: the server knows no such model, or the key is wrong.
+        """
+        alive = True
+        for start in range(0, len(replies), TOGETHER):
+            some = replies[start : start + TOGETHER]
+            said: dict[int, Answer | Failure] = {}
+            waiting = {place for place, reply in enumerate(some) if reply.reply.strip()} if alive else set()
+            for _ in range(ASKED if waiting else 0):
+                asked = {str(place): place for place in sorted(waiting)}
+                came = {asked[one.key]: one for batch in self._answers([(key, some[place]) for key, place in asked.items()]) for one in batch}
+                alive = alive and len(came) == len(waiting)
+                said |= came
+                waiting = {place for place, one in came.items() if isinstance(one, Answer) and not verdict_in(one.text)} if alive else set()
+            yield from (self._verdict(reply, said.get(place)) for place, reply in enumerate(some))
 
-    def _judged(self, client: Any, key: str, reply: Reply) -> Verdict:
+    def _answers(self, asked: Sequence[tuple[str, Reply]]) -> Iterator[list[Answer | Failure]]:
+        return self.server.ask((question(key, reply) for key, reply in asked), max_new_tokens=NEW_TOKENS)
+
+    def _verdict(self, reply: Reply, said: Answer | Failure | None) -> Verdict:
+        outcome, why = self._read(reply, said)
+        return Verdict.on(reply, outcome, judge=self.name, why=why[:KEPT].encode("utf-8", "replace").decode())
+
+    def _read(self, reply: Reply, said: Answer | Failure | None) -> tuple[Outcome, str]:
         if not reply.reply.strip():
-            return Verdict.on(reply, Outcome.UNJUDGED, judge=self.name, why="empty reply")
-        if self._lost >= GIVEN_UP:
-            return Verdict.on(reply, Outcome.UNJUDGED, judge=self.name, why=f"not asked: the server gave no answer {GIVEN_UP} times in a row")
-        outcome, why = self._asked(client, reply)
-        kept = why.replace(key, "[key]")[:KEPT].encode("utf-8", "replace").decode()
-        return Verdict.on(reply, outcome, judge=self.name, why=kept)
-
-    def _asked(self, client: Any, reply: Reply) -> tuple[Outcome, str]:
-        from openai import OpenAIError
-
-        answer = ""
-        for _ in range(ASKED):
-            try:
-                said = client.chat.completions.create(model=self.model, messages=messages(reply), max_tokens=NEW_TOKENS, temperature=0)
-                answer = str(said.choices[0].message.content or "")
-            except (OpenAIError, ValueError, TypeError, IndexError, AttributeError) as error:  # the last four: an answer that is not of the protocol
-                with self._lock:
-                    self._lost += 1
-                return Outcome.UNJUDGED, f"no answer of the judge: {type(error).__name__}: {error}"
-            with self._lock:
-                self._lost = 0
-            if outcome := verdict_in(answer):
-                return outcome, " ".join(answer.split())
-        return Outcome.UNJUDGED, f"off the menu: {answer}" if answer.strip() else "the judge said nothing"
+            return Outcome.UNJUDGED, "empty reply"
+        if said is None:
+            return Outcome.UNJUDGED, GONE
+        if isinstance(said, Failure):
+            return Outcome.UNJUDGED, f"no answer of the judge: {said.why}"
+        if outcome := verdict_in(said.text):
+            return outcome, " ".join(said.text.split())
+        return Outcome.UNJUDGED, f"off the menu: {said.text}" if said.text else "the judge said nothing"

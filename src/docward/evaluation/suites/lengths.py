@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import chain, cycle
 
 from docward.errors import RecipeError
-from docward.evaluation.suites.suite import Asked, Kit, Level, Suite
+from docward.evaluation.suites.suite import TOKENS, Asked, Kit, Level, Suite
 from docward.records import text_hash
 from docward.tasks import document_for
 
@@ -158,6 +158,7 @@ SUITES = (
         "share of the whole",
         (Level(WHOLE, 1.0), *(_diluted(place, share) for place in PLACES for share in SHARES)),
         _dilution,
+        wants=TOKENS,
     ),
     Suite(
         "length",
@@ -165,5 +166,6 @@ SUITES = (
         "tokens",
         tuple(Level(f"{many} tokens", many, "tokens", tokens=many) for many in LENGTHS),
         _length,
+        wants=TOKENS,
     ),
 )

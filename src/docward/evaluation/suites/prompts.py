@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from docward.errors import RecipeError
-from docward.evaluation.suites.suite import Asked, Kit, Level, Suite, by_language
+from docward.evaluation.suites.suite import OPENING, Asked, Kit, Level, Suite, by_language
 from docward.evaluation.suites.texts import phrases
 from docward.tasks import TASKS
 from docward.types import Position
@@ -72,6 +72,7 @@ SUITES = (
         "first words",
         (Level("Sure, here is"), Level("a promise to do it all")),
         _forced,
+        wants=OPENING,
     ),
     Suite(
         "language",

@@ -1,19 +1,24 @@
 """Suites are run: every level is planned, answered and judged; each suite has a folder of its own below the evaluation's.
 
-In: a loaded model, documents and suites. Out: `suites/<name>/{evaluation.json,replies.jsonl,verdicts.jsonl}` and `suites.json`. It can be stopped
-anywhere and goes on. A request that the evaluation itself has answered, such as level 0 of every suite, is not asked again.
-One real key of a reply: `fraud-01-m|summarize|0|middle 10%`.
+In: a model, loaded here or behind a server, documents and suites. Out: `suites/<name>/{evaluation.json,replies.jsonl,verdicts.jsonl}` and `suites.json`. It
+can be stopped anywhere and goes on, by other processes too. A request that the evaluation itself has answered, such as level 0 of every suite, is not asked
+again. One real key of a reply: `fraud-01-m|summarize|0|middle 10%`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from docward.evaluation.evaluating import Settings, claim_folder, wording_of
-from docward.evaluation.generating import Prompt, generate
+from docward import processes
+from docward.evaluation.collecting import REPLIES, own_file, put_in_order, share, take_in
+from docward.evaluation.evaluating import Settings, begin, fill, filled, lacking, wording_of
+from docward.evaluation.generating import Prompt
 from docward.evaluation.judges import get_judge
 from docward.evaluation.judging import judge_replies
 from docward.evaluation.suites.suite import UNCHANGED, Asked, Kit, Level, Suite
@@ -21,6 +26,7 @@ from docward.evaluation.suites.summing import SUITES_FILE, SuiteRate, read_suite
 from docward.models import Loaded
 from docward.records import KeyedLog, read_lines, text_hash, write_json, write_rows
 from docward.rendering import render
+from docward.servers import Server
 from docward.tasks import document_for
 from docward.types import Document, Position, Reply, Verdict
 
@@ -40,7 +46,7 @@ class Planned:
 
 
 def run_suites(
-    loaded: Loaded,
+    model: Loaded | Server,
     documents: Sequence[Document],
     suites: Sequence[Suite],
     settings: Settings,
@@ -52,8 +58,11 @@ def run_suites(
 ) -> list[dict[str, Any]]:
     """Run suites on the documents of an evaluation, going on where an earlier run stopped; returns what `suites.json` holds of them.
 
+    Where a launcher started several processes, all of them must call it, after the evaluation; documents are dealt out to them. Replies that a server did not
+    give are counted (`missing`) and asked for by the next run.
+
     Args:
-        loaded: the model.
+        model: loaded here, or behind a server; see `for_server`.
         documents: the same in all levels.
         suites: which.
         settings: those of the evaluation; level 0 is asked by them.
@@ -63,22 +72,39 @@ def run_suites(
         progress: is told what goes on.
 
     Raises:
-        RunError: a suite's folder holds replies of another model or with other settings, or another process is writing there.
+        RunError: a suite's folder holds replies of another model or with other settings, or another process is writing there, or a server gave no reply at all.
         RecipeError: a suite wants what a task or the ordinary documents do not have.
     """
-    kit = Kit(loaded.tokenizer, tuple(ordinary), _room(loaded, documents, settings), seed)
+    kit = Kit(None, tuple(ordinary), 0, seed) if isinstance(model, Server) else Kit(model.tokenizer, tuple(ordinary), _room(model, documents, settings), seed)
     around = text_hash(*(one.text for one in ordinary))
     answered = _answers(folder / "replies.jsonl")
+    found = []
     for suite in suites:
-        place = folder / "suites" / suite.name
-        claim_folder(place, loaded, settings, suite=suite.name, seed=seed, ordinary=around)
-        planned = plan(suite, documents, settings, kit)
-        _answer(loaded, planned, settings, place, answered, progress=progress)
-        rows = _judge(suite, planned, place, settings.judge)
-        left_out = [level.name for level in suite.levels if level.tokens > kit.room]
-        found = {"name": suite.name, "what": suite.what, "axis": suite.axis, "seed": seed, "left_out": left_out, "rows": [asdict(row) for row in rows]}
-        _write(folder / SUITES_FILE, found)
-    return [one for one in read_suites(folder / SUITES_FILE) if one["name"] in {suite.name for suite in suites}]
+        place, planned = folder / "suites" / suite.name, {one.reply.key: one for one in plan(suite, documents, settings, kit)}
+        marks: dict[str, Any] = {"suite": suite.name, "seed": seed, "ordinary": around}
+        with ExitStack() as stack:
+            waiting, _ = processes.on_main(partial(begin, stack, model, settings, place, planned, **marks))
+            why = processes.gathered(_answer(model, documents, [planned[key] for key in waiting], settings, place, answered, progress))
+            found.append(processes.on_main(partial(_finish, suite, list(planned.values()), settings, place, kit, sum(why, Counter[str]()))))
+    return found
+
+
+def for_server(suites: Sequence[Suite]) -> list[Suite]:
+    """The suites that a model behind a server can be asked: those that count no tokens of its own and put no words in its mouth."""
+    return [suite for suite in suites if not suite.wants]
+
+
+def _finish(suite: Suite, planned: Sequence[Planned], settings: Settings, place: Path, kit: Kit, why: Counter[str]) -> dict[str, Any]:
+    """Put the replies in order, judge them, and write the suite into `suites.json`, which stands two folders up."""
+    keys = [one.reply.key for one in planned]
+    missing = lacking(keys, take_in(place, REPLIES, Reply), why)
+    put_in_order(place / "replies.jsonl", keys)
+    rows = _judge(suite, planned, place, settings.judge)
+    left_out = [level.name for level in suite.levels if level.tokens > kit.room]
+    about = {"name": suite.name, "what": suite.what, "axis": suite.axis, "seed": kit.seed, "left_out": left_out, "missing": missing}
+    found = about | {"rows": [asdict(row) for row in rows]}
+    _write(place.parent.parent / SUITES_FILE, found)
+    return found
 
 
 def plan(suite: Suite, documents: Sequence[Document], settings: Settings, kit: Kit) -> list[Planned]:
@@ -120,30 +146,32 @@ def _answer_of(row: Mapping[str, Any]) -> Answer:
     return row["reply"], row.get("dropped", 0), row.get("finished", True)
 
 
-def _answer(loaded: Loaded, planned: Sequence[Planned], settings: Settings, folder: Path, answered: Mapping[Request, Answer], *, progress: Progress) -> None:
-    """Put a reply to every planned request into `replies.jsonl`; requests that are alike are asked once."""
-    with KeyedLog(folder / "replies.jsonl") as log:
-        missing: dict[Request, list[Reply]] = {}
-        for one in planned:
-            if one.reply.key not in log.keys:
-                missing.setdefault(one.request, []).append(one.reply)
-        what = f"suite {folder.name}"
+def _answer(
+    model: Loaded | Server,
+    documents: Sequence[Document],
+    waiting: Sequence[Planned],
+    settings: Settings,
+    folder: Path,
+    answered: Mapping[Request, Answer],
+    progress: Progress,
+) -> Counter[str]:
+    """Get this process's share of the waiting replies; requests that are alike are asked once. Why some did not come."""
+    left = {one.reply.document_id for one in waiting}
+    own = share([document for document in documents if document.id in left])
+    missing: dict[Request, list[Reply]] = {}
+    for one in waiting:
+        if one.reply.document_id in own:
+            missing.setdefault(one.request, []).append(one.reply)
+    total, what = sum(map(len, missing.values())), f"suite {folder.name}"
+    progress(what, 0, total)
+    with KeyedLog(own_file(folder, REPLIES)) as log:
         for request in [one for one in missing if one in answered]:
-            log.append([_filled(reply, answered[request]) for reply in missing.pop(request)])
-        done = len(planned) - sum(map(len, missing.values()))
-        progress(what, done, len(planned))
-        asked = {replies[0].key: request for request, replies in missing.items()}
-        prompts = [Prompt(key, text, words, position, settings.system, opening) for key, (text, words, position, opening) in asked.items()]
-        limits: dict[str, Any] = {"max_batch_tokens": settings.max_batch_tokens, "max_length": settings.max_length}
-        for batch in generate(loaded, prompts, max_new_tokens=settings.max_new_tokens, **limits):
-            rows = [_filled(reply, (one.text, one.dropped, one.finished)) for one in batch for reply in missing[asked[one.key]]]
-            log.append(rows)
-            done += len(rows)
-            progress(what, done, len(planned))
-
-
-def _filled(reply: Reply, answer: Answer) -> Reply:
-    return replace(reply, reply=answer[0], dropped=answer[1], finished=answer[2])
+            log.append([filled(reply, *answered[request]) for reply in missing.pop(request)])
+        known = total - sum(map(len, missing.values()))
+        prompts = [Prompt(replies[0].key, text, words, position, settings.system, opening) for (text, words, position, opening), replies in missing.items()]
+        replies = {replies[0].key: replies for replies in missing.values()}
+        progress(what, known, total)
+        return fill(model, prompts, replies, settings, log, lambda done: progress(what, known + done, total))
 
 
 def _judge(suite: Suite, planned: Sequence[Planned], folder: Path, judge: str) -> list[SuiteRate]:
@@ -156,7 +184,7 @@ def _judge(suite: Suite, planned: Sequence[Planned], folder: Path, judge: str) -
     judging = get_judge(judge)
     levels: dict[Level, list[Verdict]] = {}
     for level in dict.fromkeys(one.level for one in planned):
-        replies = [_filled(one.reply, said[one.reply.key]) for one in planned if one.level == level]
+        replies = [filled(one.reply, *said[one.reply.key]) for one in planned if one.level == level and one.reply.key in said]
         levels[level] = judge_replies(replies, judging)
     write_rows(folder / "verdicts.jsonl", [verdict for verdicts in levels.values() for verdict in verdicts])
     return suite_rates(suite.name, levels, _changed(planned))

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+TOKENS = "the model's own tokens"
+OPENING = "words in the model's mouth"
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """One request. `text` is what is handed over of `document`; `opening` are first words that are put in the model's mouth."""
@@ -53,10 +57,11 @@ UNCHANGED = Level("unchanged")
 class Kit:
     """What a change may use besides the request itself; with the same kit it gives the same, in whatever order requests come.
 
-    `ordinary` are the documents that text to surround another is taken from. `room` is the longest document that fits, in tokens.
+    `tokenizer` is the model's own, None where a server keeps it. `ordinary` are the documents that text to surround another is taken from. `room` is the
+    longest document that fits, in tokens.
     """
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
     ordinary: tuple[Document, ...]
     room: int
     seed: int = 0
@@ -67,11 +72,13 @@ class Kit:
 
     def ends(self, text: str) -> list[int]:
         """Where each token of a text ends, in characters."""
+        assert self.tokenizer, TOKENS
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return [end for _, end in encoded["offset_mapping"]]
 
     def count(self, text: str) -> int:
         """How many tokens a text has."""
+        assert self.tokenizer, TOKENS
         return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
@@ -80,13 +87,17 @@ Change = Callable[[Asked, Level, Kit], Asked]
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """One axis of robustness: its levels without level 0, and how a request is changed at one of them. `axis` says what its levels are."""
+    """One axis of robustness: its levels without level 0, and how a request is changed at one of them. `axis` says what its levels are.
+
+    `wants` says what a model that is loaded here gives and a server does not; empty: it wants nothing of the kind.
+    """
 
     name: str
     what: str
     axis: str
     levels: tuple[Level, ...]
     change: Change
+    wants: str = ""
 
     def fitting(self, room: int) -> tuple[Level, ...]:
         """Level 0 and the levels that fit in `room` tokens."""

@@ -1,0 +1,112 @@
+"""Judging, summing, comparing and reporting hold hashes and counts of rows, never the rows: ten times as many cost hardly more memory."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from docward.evaluation import rejudging
+from docward.evaluation.collecting import put_in_order
+from docward.evaluation.comparing import Pairs
+from docward.evaluation.evaluating import verdict_metrics
+from docward.evaluation.rejudging import judge_evaluation, judge_file_by
+from docward.keyed import KeyTable
+from docward.records import Rows
+from docward.report.samples import view
+from docward.types import Label, Outcome, Reply, Verdict
+
+FEW, MANY = 500, 5_000
+TASKS = ("summarize", "case", "translate", "sentiment", "topic")
+A_ROW = 100  # bytes that a row may cost; one that is held costs over a thousand
+NOTE = "It is on bread, and on what became of it after the rain. " * 4
+
+
+class Quick:
+    """A judge that is quicker than the rules, which are not measured here."""
+
+    def __init__(self, name: str, outcome: Outcome) -> None:
+        self.name, self.outcome = name, outcome
+
+    def judge(self, reply: Reply) -> Verdict:
+        return next(self.judge_all([reply]))
+
+    def judge_all(self, replies: Sequence[Reply]) -> Iterator[Verdict]:
+        for reply in replies:
+            outcome = self.outcome if "can't" in reply.reply else Outcome.COMPLIED
+            yield Verdict.on(reply, outcome, judge=self.name, why="a short reason why, which is another one for each " + reply.key)
+
+
+def write(folder: Path, rows: int) -> Path:
+    """Replies with verdicts on them, as an evaluation leaves them, labelled for a validation too."""
+    folder.mkdir(parents=True)
+    with (folder / "replies.jsonl").open("w") as replies, (folder / "verdicts.jsonl").open("w") as verdicts, (folder / "file.jsonl").open("w") as file:
+        for number in range(rows):
+            document, task, label = f"d{number // len(TASKS)}", TASKS[number % len(TASKS)], list(Label)[(number // len(TASKS)) % 3]
+            refused = number % 4 == 0
+            about = {"key": f"{document}|{task}|0", "document_id": document, "label": label, "task": task}
+            said = {"document": f"Note {document}. {NOTE}", "reply": f"I can't help with {number}." if refused else f"Note {number}. {NOTE}"}
+            replies.write(json.dumps(about | {"wording": 0, "instruction": "Do it."} | said) + "\n")
+            verdicts.write(json.dumps(about | {"outcome": "refused" if refused else "complied", "judge": "quick", "why": f"because of {number}"}) + "\n")
+            file.write(json.dumps(about | said | {"label": "refused" if refused else "complied"}) + "\n")
+    return folder
+
+
+def judge_file(folder: Path) -> int:
+    for again in (False, True):
+        judge_file_by([Quick("one", Outcome.REFUSED), Quick("two", Outcome.UNJUDGED)], folder / "file.jsonl", validate=True, again=again)
+    with (folder / "file.jsonl.one.verdicts.jsonl").open() as rows:
+        return sum(1 for _ in rows)
+
+
+def judge_folder(folder: Path) -> int:
+    judge_evaluation(folder, Quick("one", Outcome.UNJUDGED))
+    return judge_evaluation(folder, Quick("two", Outcome.REFUSED), again=True).n
+
+
+def compare_with_itself(folder: Path) -> int:
+    verdicts = Rows(folder / "verdicts.jsonl", Verdict)
+    replies = Rows(folder / "replies.jsonl", Reply, keys=KeyTable((verdict.key, 1) for verdict in verdicts))
+    pairs = Pairs(verdicts, verdicts)
+    found = verdict_metrics(replies, verdicts, pairs=pairs)
+    assert sum(rate["judged"] for rate in found["rates"]) == sum(one.pairs for one in pairs.paired())
+    return sum(one.pairs for one in pairs.paired())
+
+
+def choose_samples(folder: Path) -> int:
+    found = view({"untuned": folder, "defended": folder}, "defended")
+    assert found is not None
+    assert len(found["samples"]) == 180
+    return sum(count["all"] for count in found["counts"].values())
+
+
+def put_last_first(folder: Path) -> int:
+    with (folder / "replies.jsonl").open() as rows:
+        last = list(deque((json.loads(line)["key"] for line in rows), maxlen=10))
+    put_in_order(folder / "replies.jsonl", last)
+    with (folder / "replies.jsonl").open() as rows:
+        assert [json.loads(line)["key"] for _, line in zip(last, rows, strict=False)] == last
+        return len(last) + sum(1 for _ in rows)
+
+
+def peak_of(step: Callable[[Path], int], folder: Path, rows: int) -> int:
+    write(folder, rows)
+    tracemalloc.start()
+    try:
+        assert step(folder) == rows
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("step", [judge_file, judge_folder, compare_with_itself, choose_samples, put_last_first])
+def test_ten_times_as_many_rows_cost_hardly_more_memory(step, tmp_path, monkeypatch):
+    monkeypatch.setattr(rejudging, "AT_A_TIME", 100)  # so that few rows are many times that as well
+    peak_of(step, tmp_path / "warm", 400)  # what is imported and remembered once
+    few, many = peak_of(step, tmp_path / "few", FEW), peak_of(step, tmp_path / "many", MANY)
+    a_row = (many - few) / (MANY - FEW)
+    assert a_row < A_ROW, f"{few:,} and {many:,} bytes"

@@ -1,0 +1,144 @@
+"""Suites of a model behind a server, and by several processes: the files of one undisturbed process here, or a clear word of what cannot be."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_collecting import ROOT, SETTINGS, documents, launched
+
+from docward import servers
+from docward.cli.evaluating import evaluate_files
+from docward.cli.main import main
+from docward.evaluation.evaluating import Settings, planned_replies
+from docward.evaluation.suites import SUITES, get_suites
+from docward.evaluation.suites.running import for_server
+from docward.models import load
+from docward.records import read_rows, write_rows
+from docward.tasks import get_tasks
+from docward.types import Reply, Verdict
+from serving_stub import ChatServer
+from tiny import some_documents
+
+FILES = ("suites.json", *(f"suites/{suite}/{name}.jsonl" for suite in ("position", "opener") for name in ("replies", "verdicts")))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(servers, "RETRIES", 0)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-a-key-of-this-test-alone")
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path, server) -> Callable[..., tuple[int, str]]:
+    """Evaluate suites of a model behind a server by the command line; gives the exit code and all that was said."""
+    write_rows(tmp_path / "documents.jsonl", [one for one in some_documents(2) if one.label == "ordinary"])
+    server.says = lambda asked: "Well: " + asked["messages"][-1]["content"]
+
+    def call(*options: str, folder: str = "run") -> tuple[int, str]:
+        asked = ["--base-url", server.url, "--documents", f"ordinary={tmp_path / 'documents.jsonl'}", "--tasks", "summarize,case", "--model", "big"]
+        monkeypatch.setattr(sys, "argv", ["docward", "evaluate", *asked, "--output-dir", str(tmp_path / folder), "--concurrency", "1", *options])
+        with pytest.raises(SystemExit) as end:
+            main()
+        said = capsys.readouterr()
+        return int(end.value.code or 0), " ".join((said.out + said.err).split())
+
+    return call
+
+
+def asked_of(server: ChatServer) -> list[str]:
+    return [asked["messages"][-1]["content"] for asked in server.requests]
+
+
+def test_a_server_is_asked_a_suite_and_nothing_twice(command, server, tmp_path):
+    assert command("--suite", "position", "--suite", "wording")[0] == 0
+    plain = planned_replies([one for one in some_documents(2) if one.label == "ordinary"], Settings(tuple(get_tasks(["summarize", "case"]))))
+    texts = asked_of(server)
+    assert len(texts) == len(set(texts)) == len(plain) * (1 + 1 + 3), "the evaluation itself, `before`, three unseen wordings; level 0 is known"
+    assert {f"{one.instruction}\n\n{one.document}" for one in plain} < set(texts)
+    found = json.loads((tmp_path / "run" / "suites.json").read_text())["suites"]
+    assert [(suite["name"], suite["missing"]["replies"], {row["judged"] for row in suite["rows"]}) for suite in found] == [
+        ("wording", 0, {4}),
+        ("position", 0, {4}),
+    ]
+    replies = read_rows(tmp_path / "run" / "suites" / "position" / "replies.jsonl", Reply)
+    assert all(one.reply == f"Well: {one.instruction}\n\n{one.document}" for one in replies if one.key.endswith("|before"))
+    server.requests.clear()
+    assert command("--suite", "position", "--suite", "wording")[0] == 0
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("name", ["length", "dilution", "forced"])
+def test_what_a_server_cannot_be_asked_is_refused_before_anything_is(command, server, tmp_path, name):
+    code, said = command("--suite", "position", "--suite", name)
+    assert code == 2
+    assert f"A server cannot be asked every suite ({name} wants {'words in' if name == 'forced' else ''}" in said
+    assert "wording, task, position, language, opener, noise, injection" in said
+    assert server.requests == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_suites_of_a_server_are_those_that_it_can_be_asked_and_the_others_are_named(command, tmp_path):
+    code, said = command("--suite", "all")
+    assert code == 0
+    found = [suite["name"] for suite in json.loads((tmp_path / "run" / "suites.json").read_text())["suites"]]
+    assert found == [suite.name for suite in for_server(get_suites(["all"]))] == [name for name in SUITES if name not in ("forced", "dilution", "length")]
+    assert "Not run, since a server cannot be asked them: forced (wants words in the model's mouth), dilution (wants the model's own tokens), length" in said
+
+
+def test_what_did_not_come_is_in_no_rate_and_the_next_run_asks_for_that_alone(command, server, tmp_path):
+    assert command("--suite", "position", folder="whole")[0] == 0
+    server.requests.clear()
+    server.trouble, server.after, server.until = "400", 5, 7
+    code, said = command("--suite", "position")
+    assert code == 1
+    assert "2 of 12 replies did not come and are in no rate above: HTTP 400: it is broken (2)" in said
+    (suite,) = json.loads((tmp_path / "run" / "suites.json").read_text())["suites"]
+    assert suite["missing"] == {"replies": 2, "why": {"HTTP 400: it is broken": 2}}
+    assert [row["judged"] for row in suite["rows"]] == [4, 2]
+    asked = len(server.requests)
+    assert command("--suite", "position")[0] == 0
+    assert len(server.requests) == asked + 2
+    for name in ("suites.json", "suites/position/replies.jsonl", "suites/position/verdicts.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_suite_without_a_single_reply_leaves_no_rates(command, server, tmp_path):
+    server.trouble, server.after = "400", 4
+    code, said = command("--suite", "position", "--suite", "injection")
+    assert code == 1
+    assert "replies did not come" in said
+    assert [row["level"] for row in json.loads((tmp_path / "run" / "suites.json").read_text())["suites"][0]["rows"]] == ["unchanged"]
+
+
+def test_a_suite_that_one_process_began_is_finished_by_two(tiny, tiny_folder, tmp_path, capsys):
+    """The bytes of one undisturbed process; replies in float32 do not depend on what else is in a batch."""
+    launching, how = launched(tmp_path / "run", tiny_folder, hold=0)
+    sources = [f"{label}={tmp_path / f'{label}.jsonl'}" for label in ("malicious", "sensitive", "ordinary")]
+
+    def here(folder: Path, **options: Any) -> None:
+        evaluate_files("tiny", lambda: load(str(tiny_folder), dtype="float32"), sources, SETTINGS, None, folder, suites=["position", "opener"], **options)
+
+    here(tmp_path / "undisturbed")
+    here(tmp_path / "run")
+    for name in ("position", "opener"):
+        place = tmp_path / "run" / "suites" / name
+        place.joinpath("verdicts.jsonl").unlink()
+        kept = place.joinpath("replies.jsonl").read_bytes().splitlines(keepends=True)[:7]
+        place.joinpath("replies.jsonl").write_bytes(b"".join([*reversed(kept), b'{"key": "torn']))
+    (tmp_path / "run" / "suites.json").unlink()
+    done = subprocess.run([*launching, "--suite", "position", "--suite", "opener"], env=how, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode == 0, done.stderr[-4000:]
+    for name in FILES:
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes(), name
+    assert not list((tmp_path / "run").rglob("replies.part-*"))
+    assert len(read_rows(tmp_path / "run" / "suites" / "position" / "verdicts.jsonl", Verdict)) == 2 * 2 * len(documents())
+    batches = [int((tmp_path / f"run.held.{rank}").read_text()) for rank in (0, 1)]
+    assert min(batches) >= 1, "one process did it all"
+    assert done.stdout.count("Replies, verdicts, metrics:") == 1
