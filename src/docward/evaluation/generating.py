@@ -64,7 +64,7 @@ def generate(
         loaded: model and tokenizer.
         prompts: in any order; those on one document are answered together.
         max_new_tokens: length of a reply, in tokens.
-        max_batch_tokens: rows times padded length of a batch; one document's prompts always fit in one batch.
+        max_batch_tokens: tokens whose keys and values a batch holds, a shared document's once; one document's prompts always are in one batch.
         max_length: longest prompt plus reply in tokens; default and ceiling: the model's context.
         share: compute each document once for all its prompts.
         temperature: of sampling; 0 is greedy.
@@ -74,16 +74,17 @@ def generate(
         RecipeError: the limit leaves no room for a document.
     """
     limit = min(max_length or loaded.context, loaded.context)
-    groups: dict[tuple[str, Position, str], list[Prompt]] = defaultdict(list)
+    asked: dict[tuple[str, Position, str], list[Prompt]] = defaultdict(list)
     for prompt in prompts:
-        groups[prompt.document, prompt.position, prompt.system].append(prompt)
-    rendered = [[(prompt, _rendered(loaded, prompt, limit, max_new_tokens)) for prompt in group] for group in groups.values()]
-    rendered.sort(key=lambda group: -max(len(row.ids) for _, row in group))  # longest first: an estimate of the time left errs on the safe side
-    for batch in _batches(rendered, max_new_tokens, max_batch_tokens):
-        rows = [pair for group in batch for pair in group]
-        sampler = _sampler(temperature, text_hash(str(seed), *(prompt.key for prompt, _ in rows)))
-        texts = _answer(loaded, [[row.ids for _, row in group] for group in batch], max_new_tokens, sampler, share=share and can_share(loaded.model))
-        yield [Generated(prompt.key, text, row.dropped, finished) for (prompt, row), (text, finished) in zip(rows, texts, strict=True)]
+        asked[prompt.document, prompt.position, prompt.system].append(prompt)
+    share = share and can_share(loaded.model)
+    groups = [_group(some, [_rendered(loaded, prompt, limit, max_new_tokens) for prompt in some], share=share) for some in asked.values()]
+    groups.sort(key=lambda group: -group.longest)  # longest first: an estimate of the time left errs on the safe side
+    for batch in _batches(groups, max_new_tokens, max_batch_tokens):
+        sampler = _sampler(temperature, text_hash(str(seed), *(prompt.key for group in batch for prompt in group.prompts)))
+        texts = _answer(loaded, batch, max_new_tokens, sampler)
+        asked_rows = [(prompt, row) for group in batch for prompt, row in zip(group.prompts, group.rows, strict=True)]
+        yield [Generated(prompt.key, text, row.dropped, finished) for (prompt, row), (text, finished) in zip(asked_rows, texts, strict=True)]
 
 
 def _rendered(loaded: Loaded, prompt: Prompt, limit: int, reserve: int) -> Rendered:
@@ -91,18 +92,40 @@ def _rendered(loaded: Loaded, prompt: Prompt, limit: int, reserve: int) -> Rende
     return render(loaded.tokenizer, **asked, position=prompt.position, limit=limit, reserve=reserve)
 
 
-def _batches(groups: list[list[tuple[Prompt, Rendered]]], new: int, most: int) -> Iterator[list[list[tuple[Prompt, Rendered]]]]:
-    batch: list[list[tuple[Prompt, Rendered]]] = []
-    rows = longest = 0
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Prompts on one document, rendered; their first `prefix` tokens are computed once for all of them (0: nothing is shared)."""
+
+    prompts: Sequence[Prompt]
+    rows: Sequence[Rendered]
+    prefix: int
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(len(row.ids) for row in self.rows)
+
+
+def _group(prompts: Sequence[Prompt], rows: Sequence[Rendered], *, share: bool) -> Group:
+    return Group(prompts, rows, common_prefix([row.ids for row in rows]) if share else 0)
+
+
+def _batches(groups: Sequence[Group], new: int, most: int) -> Iterator[list[Group]]:
+    """Groups in order, as many in a batch as `most` tokens hold, at least one."""
+    batch: list[Group] = []
     for group in groups:
-        length = max(longest, *(len(row.ids) + new for _, row in group))
-        if batch and (rows + len(group)) * length > most:
+        if batch and _held([*batch, group], new) > most:
             yield batch
-            batch, rows, length = [], 0, max(len(row.ids) + new for _, row in group)
+            batch = []
         batch.append(group)
-        rows, longest = rows + len(group), length
     if batch:
         yield batch
+
+
+def _held(batch: Sequence[Group], new: int) -> int:
+    """Tokens whose keys and values a batch holds, padding included: each prefix once, each row's own tokens and its answer's."""
+    own = max(group.longest - group.prefix for group in batch) + new
+    return len(batch) * max(group.prefix for group in batch) + sum(len(group.rows) for group in batch) * own
 
 
 def can_share(model: Any) -> bool:
@@ -124,18 +147,18 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     return next((place for place in range(shortest) if len({row[place] for row in rows}) > 1), shortest)
 
 
-def _answer(loaded: Loaded, groups: list[list[list[int]]], new: int, sampler: Sampler, *, share: bool) -> list[tuple[str, bool]]:
+def _answer(loaded: Loaded, batch: Sequence[Group], new: int, sampler: Sampler) -> list[tuple[str, bool]]:
     import torch
 
     from docward.evaluation.branching import decode, ends_of
 
-    prefixes = [common_prefix(group) for group in groups]
     with torch.inference_mode():
-        if share and min(prefixes):
-            tails = [[row[size:] for row in group] for group, size in zip(groups, prefixes, strict=True)]
-            answers = decode(loaded, [group[0][:size] for group, size in zip(groups, prefixes, strict=True)], tails, new, choose=sampler.choose)
+        if all(group.prefix for group in batch):
+            documents = [group.rows[0].ids[: group.prefix] for group in batch]
+            tails = [[row.ids[group.prefix :] for row in group.rows] for group in batch]
+            answers = decode(loaded, documents, tails, new, choose=sampler.choose)
         else:
-            answers = _plain(loaded, [row for group in groups for row in group], new, sampler)
+            answers = _plain(loaded, [row.ids for group in batch for row in group.rows], new, sampler)
     return [_text(loaded, tokens, ends_of(loaded)) for tokens in answers]
 
 
