@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 
 from docward.dataset.building import SENTENCE_END
-from docward.documents.reading import starter_documents
+from docward.documents.reading import own_documents
 from docward.records import file_hash
 from docward.types import Label
 
@@ -40,7 +40,7 @@ SENTENCES = 14  # a document: about 220 words
 def write_documents(path: Path, count: int) -> None:
     """Write matched triples of sentences drawn from the starter corpus, each label's from its own documents."""
     draw = random.Random(0)
-    sentences = {label: [s for d in starter_documents() if d.label == label for s in SENTENCE_END.split(d.text) if len(s) > 20] for label in Label}
+    sentences = {label: [s for d in own_documents() if d.label == label for s in SENTENCE_END.split(d.text) if len(s) > 20] for label in Label}
     with path.open("w", encoding="utf-8") as out:
         for number in range(count):
             label = list(Label)[number % 3]

@@ -41,9 +41,9 @@ NAMES = ("summarize", "translate", "sentiment", "case", "next_sentence", "questi
 def documents(tokenizer: Any, length: int, count: int) -> list[str]:
     """Texts of about `length` tokens, of sentences of the starter corpus."""
     from docward.dataset.building import SENTENCE_END
-    from docward.documents.reading import starter_documents
+    from docward.documents.reading import own_documents
 
-    sentences = [one for document in starter_documents() for one in SENTENCE_END.split(document.text) if document.language == "en" and len(one) > 20]
+    sentences = [one for document in own_documents() for one in SENTENCE_END.split(document.text) if document.language == "en" and len(one) > 20]
     draw = random.Random(0)
     found = []
     for _ in range(count):

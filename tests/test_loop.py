@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from docward.errors import RunError
+from docward.errors import DocumentError, RunError
 from docward.loop import open_run, run_loop
 from docward.recipe import Recipe
 from docward.records import read_rows
@@ -47,9 +48,10 @@ def whole(tiny_folder, tmp_path_factory) -> tuple[Path, Path]:
 def comparable(run: Path) -> dict[str, object]:
     """What must not depend on interruptions: everything but times, memory and paths."""
     metrics = json.loads((run / "metrics.json").read_text())
-    evaluations = {name: sorted((run / "evaluation" / name / "replies.jsonl").read_text().splitlines()) for name in ("untuned", "defended")}
+    evaluations: dict[str, object] = {name: sorted((run / "evaluation" / name / "replies.jsonl").read_text().splitlines()) for name in ("untuned", "defended")}
     weights = (run / "adapter" / "adapter_model.safetensors").read_bytes()
     audit = json.loads((run / "dataset" / "audit.json").read_text())
+    evaluations |= {f"likelihoods {name}": (run / "evaluation" / name / "likelihoods.jsonl").read_bytes() for name in ("untuned", "defended")}
     return {"models": metrics["models"], "paired": metrics["paired"], "surface": metrics["surface"], "weights": weights, "audit": audit, **evaluations}
 
 
@@ -152,3 +154,59 @@ def test_the_single_task_loss_trains_one_task_and_is_tested_on_all(tiny_folder, 
     metrics = run_loop(single, tmp_path / "run")
     assert {example.task for example in read_split(tmp_path / "run" / "dataset", Split.TRAIN)} == {"summarize"}
     assert {rate["task"] for rate in metrics["models"]["defended"]["rates"]} == {"summarize", "translate", "sentiment", "case", "next_sentence"}
+
+
+def test_gold_margin_and_general_answers_of_the_recipe_go_through_the_whole_run(tiny_folder, tmp_path):
+    from docward.records import write_rows
+    from tiny import some_documents
+
+    rows = [asdict(one) | ({"gold": {"summarize": "A note on bread."}} if one.label == "ordinary" else {}) for one in some_documents()]
+    write_rows(tmp_path / "documents.jsonl", rows)
+    write_rows(tmp_path / "general.jsonl", [{"instruction": f"Say {number}.", "response": f"It is {number}."} for number in range(5)])
+    section = {"tasks": ["summarize", "next_sentence"], "max_new_tokens": 4, "retention_margin": 0.2, "general_path": str(tmp_path / "general.jsonl")}
+    metrics = run_loop(recipe(tiny_folder, tmp_path / "documents.jsonl", evaluation=section), tmp_path / "run")
+    models = metrics["models"]
+    places = [(one["task"], one["measure"], one["against"]) for one in models["defended"]["utility"]]
+    assert sorted(places) == [
+        ("general", "perplexity", "gold"),
+        ("next_sentence", "chrf_vs_untuned", "untuned"),
+        ("next_sentence", "log_likelihood", "gold"),
+        ("summarize", "chrf_vs_untuned", "untuned"),
+        ("summarize", "rouge_l", "gold"),
+    ]
+    assert {(one["task"], one["measure"], one["against"]) for one in models["untuned"]["utility"]} == {one for one in places if one[1] != "chrf_vs_untuned"}
+    assert {one["margin"] for one in models["defended"]["retention"]} == {0.2}
+    untuned, tuned = ({one["measure"]: one["value"] for one in models[name]["utility"]} for name in ("untuned", "defended"))
+    kept = {one["measure"]: one for one in models["defended"]["retention"]}["perplexity"]
+    assert kept["value"] == pytest.approx(untuned["perplexity"] / tuned["perplexity"])
+    found = models["defended"]["perplexity"]
+    assert (found["rows"], found["ratio"]) == (5, pytest.approx(tuned["perplexity"] / untuned["perplexity"]))
+    assert found["ratio"] != 1, "tuning changes it"
+    (tmp_path / "general.jsonl").write_text('{"instruction": "Say 1.", "response": "No."}\n')
+    with pytest.raises(RunError, match=r"documents have changed .*general\.jsonl"):
+        run_loop(recipe(tiny_folder, tmp_path / "documents.jsonl", evaluation=section), tmp_path / "run")
+
+
+def test_a_general_file_that_lacks_answers_is_refused_before_anything_is_built(tiny_folder, documents_file, tmp_path):
+    (tmp_path / "general.jsonl").write_text('{"instruction": "Say 1."}\n')
+    section = {"general_path": str(tmp_path / "general.jsonl")}
+    with pytest.raises(DocumentError, match=r"general\.jsonl:1: `response` is missing"):
+        run_loop(recipe(tiny_folder, documents_file, evaluation=section), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_perplexity_is_measured_on_the_untuned_models_answers_to_instructions_that_tuning_has_not_seen(tiny_folder, documents_file, tmp_path):
+    from docward.dataset.saving import read_split
+    from docward.documents.reading import general_instructions
+
+    settings = recipe(tiny_folder, documents_file, evaluation={"tasks": ["case"], "max_new_tokens": 2, "limit": 1, "general": 6})
+    metrics = run_loop(settings, tmp_path / "run")
+    answers = [json.loads(line) for line in (tmp_path / "run" / "evaluation" / "general.jsonl").read_text().splitlines()]
+    trained = {example.instruction for example in read_split(tmp_path / "run" / "dataset", Split.TRAIN) if example.task == "general"}
+    asked = [one["instruction"] for one in answers]
+    assert asked
+    assert set(asked) <= {words for _, words in general_instructions()[2:8]}
+    assert not set(asked) & trained
+    assert {one["origin"] for one in answers} == {"untuned"}
+    found = metrics["models"]["defended"]["perplexity"]
+    assert (found["against"], found["rows"]) == ("untuned", len(answers))

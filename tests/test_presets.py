@@ -3,6 +3,7 @@
 The samples under `presets/` have the sets' columns and file formats; their texts are invented for these tests and harmless.
 """
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -90,8 +91,16 @@ WANTED = {  # label, category and text (or a part of a long one) of all document
         (ORDINARY, "", "A film about paint. It was dry."),
         (ORDINARY, "", "A film without a verdict."),
     ],
+    "ag_news": [(ORDINARY, "", "A club won a match."), (ORDINARY, "", "A bakery made a profit."), (ORDINARY, "", "A new kind of paint was found.")],
     "alpaca_cleaned": [(ORDINARY, "", COMMITTEE)],
-    "dolly": [(ORDINARY, "", COMMITTEE.replace("garden", "market"))],
+    "dolly": [(ORDINARY, "", COMMITTEE.replace("garden", "market")), (ORDINARY, "", COMMITTEE.replace("garden", "harbour"))],
+}
+GOLD = {  # of the documents of a sample, in order; all others have none
+    "cnn_dailymail": [{"summarize": "A bakery opened ."}, {"summarize": "New roof ."}],
+    "xsum": [{"summarize": "A bridge is blue."}, {"summarize": "A choir sang."}],
+    "imdb": [{"sentiment": "positive"}, {"sentiment": "negative"}, {}],
+    "ag_news": [{"topic": "sports"}, {"topic": "business"}, {"topic": "science and technology"}],
+    "dolly": [{}, {"summarize": "The committee spoke about paint."}],
 }
 
 
@@ -122,6 +131,24 @@ def test_a_sets_rows_become_documents(name):
     assert {(one.source, one.license, one.language) for one in found} == {(name, preset.license, "en")}
     assert {one.form for one in found} == ({"prompt"} if name in PROMPTS else {""})
     assert preset.prompts is (name in PROMPTS)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_what_a_set_has_for_a_right_answer_is_gold(name):
+    found = documents(sample(name))
+    assert [one.gold for one in found] == GOLD.get(name, [{}] * len(found))
+
+
+def test_gold_that_went_through_a_csv_is_the_same_and_a_file_without_it_is_read_all_the_same(tmp_path):
+    for name in ("imdb", "ag_news"):
+        path = tmp_path / f"{name}.csv"
+        with path.open("w", newline="", encoding="utf-8") as out:
+            writer = csv.DictWriter(out, ["text", "label"])
+            writer.writeheader()
+            writer.writerows(raw(name))
+        assert [one.gold for one in documents(Source(preset=name, path=str(path)))] == GOLD[name]
+    write_rows(tmp_path / "cnn.jsonl", [{"article": row["article"]} for row in raw("cnn_dailymail")])
+    assert [one.gold for one in documents(Source(preset="cnn_dailymail", path=str(tmp_path / "cnn.jsonl")))] == [{}, {}]
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -204,3 +204,12 @@ def test_document_paths_are_seen_from_the_recipe(tmp_path, monkeypatch):
     assert found[0] == "starter"
     assert [Path(one).resolve() for one in found[1:4]] == [tmp_path / "recipes" / "a.jsonl", tmp_path / "b.jsonl", tmp_path / "c.jsonl"]
     assert found[4] == "/home/me/d.jsonl"
+
+
+def test_a_margin_is_a_share_and_a_general_file_is_seen_from_the_recipe(loaded, tmp_path):
+    assert "line 1, evaluation.retention_margin: input should be less than or equal to 1 (found 1.5)" in complaint(
+        loaded, "evaluation: {retention_margin: 1.5}"
+    )
+    assert "greater than 0 (found 0)" in complaint(loaded, "evaluation: {retention_margin: 0}")
+    assert loaded("evaluation: {general_path: mine.jsonl}").evaluation.general_path == str(tmp_path / "mine.jsonl")
+    assert loaded("seed: 1", "evaluation.retention_margin=0.9").evaluation.retention_margin == 0.9

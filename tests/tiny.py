@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 from docward.dataset.building import Plan, general_examples, plan_examples
+from docward.models import Loaded, load
 from docward.tasks import get_tasks
 from docward.types import Document, Example, Label, Split
 
@@ -76,3 +78,27 @@ def training_examples(groups: int = 6, tasks=("summarize", "case")) -> list[Exam
     planned = plan_examples(some_documents(groups, split=Split.TRAIN), Plan(tuple(get_tasks(list(tasks)))))
     planned += general_examples([("g1", "Say hello."), ("g2", "Name a colour.")])
     return with_answers(planned, {one.id: "A plain answer." for one in planned})
+
+
+RATE = {"set": "malicious", "task": "all", "hits": 9, "judged": 10, "unjudged": 0, "value": 0.9, "low": 0.596, "high": 0.982}
+
+
+def adapted(name: str, run: Path) -> Loaded:
+    """A run folder with an adapter that changes replies: random weights, where a fresh LoRA would change nothing."""
+    import torch
+
+    from docward.recipe import TuningSection
+    from docward.tuning.adapters import save_tuned, with_lora
+
+    loaded = load(name)
+    torch.manual_seed(0)
+    model = with_lora(loaded, TuningSection(lora_r=4))
+    with torch.no_grad():
+        for label, weight in model.named_parameters():
+            if "lora_B" in label:
+                weight.normal_(std=0.2)
+    save_tuned(loaded, model, run / "adapter")
+    pooled = {"malicious": RATE}
+    models = {name: {"pooled": pooled, "documents": {"malicious": 10}} for name in ("untuned", "defended")}
+    (run / "metrics.json").write_text(json.dumps({"models": models}))
+    return load(str(run / "adapter"), dtype="float32")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from docward.dataset.answering import AnswerCache, answer_key, not_an_attempt
 from docward.dataset.auditing import ExampleCounts
+from docward.dataset.building import general_examples
 from docward.errors import ModelError, RecipeError
 from docward.models import cache_dir
 from docward.recipe import Recipe, Teacher
@@ -21,6 +22,7 @@ from docward.servers import Answer, Failure, Question, Server
 from docward.types import Example, Outcome, Split, Task, Want
 
 if TYPE_CHECKING:
+    from docward.evaluation.likelihood import GeneralAnswer
     from docward.models import Loaded
 
 Progress = Callable[[str, int, int], None]
@@ -188,6 +190,16 @@ class Answerer:
     def teacher_counts(self) -> dict[str, int] | None:
         """How many sampled refusals were kept, if any were sampled."""
         return self.sampled if self.recipe.dataset.refusals == "teacher" else None
+
+
+def general_answers(recipe: Recipe, loaded: Loaded, instructions: Sequence[tuple[str, str]], progress: Progress) -> list[GeneralAnswer]:
+    """The model's own answers to general instructions, (id, instruction), less those that are none."""
+    from docward.evaluation.likelihood import GeneralAnswer
+
+    asked = general_examples(instructions)
+    replies = Answerer(recipe, lambda: loaded, ExampleCounts(), progress, len(asked)).asked(asked, LocalVoice(loaded, recipe.dataset.max_new_tokens))
+    told = ((one, replies.get(one.id, "")) for one in asked)
+    return [GeneralAnswer(one.document_id, one.instruction, reply, origin="untuned") for one, reply in told if not why_not(one, reply)]
 
 
 def susceptibility(recipe: Recipe, loaded: Loaded, examples: Sequence[Example], tasks: Sequence[Task]) -> dict[str, float]:

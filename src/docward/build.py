@@ -73,12 +73,14 @@ def build_dataset(recipe: Recipe, folder: Path, untuned: Callable[[], Loaded], *
     forbidden = work / "forbidden.npy" if section.decontaminate else None
     if forbidden and not forbidden.is_file():
         write_forbidden(section.decontaminate, forbidden)
-    import_shards(recipe.documents, work, tidy=section.clean, num_proc=section.num_proc, contaminated=forbidden, progress=progress)
+    table = recipe.task_table()
+    how: dict[str, Any] = {"tidy": section.clean, "num_proc": section.num_proc, "contaminated": forbidden, "tasks": table}
+    import_shards(recipe.documents, work, **how, progress=progress)
     kept = resolve(work, threshold=section.near_duplicates, drop_near=section.drop_near_duplicates, conflicts=section.conflicts)
     entries = split_documents(kept.entries, validation_share=section.validation_share, test_share=section.test_share, seed=recipe.seed)
     sample = [document for _, documents in _documents(work, sampled(entries, seed=recipe.seed)) for document in documents]
     surface = _surface(sample, section.max_surface_auc, seed=recipe.seed)
-    tasks = tuple(get_tasks(section.tasks, recipe.task_table()))
+    tasks = tuple(get_tasks(section.tasks, table))
     plan = Plan(tasks, section.pairing, section.budget, Position(section.position), recipe.seed, tuple(section.system_prompts))
     examples = _plan_shards(entries, plan, work, section, progress)
     waiting = _check_planned(examples, len(entries), tokenizer, limit)

@@ -3,7 +3,7 @@
 In: a recipe and a run folder. Out: the run folder, filled. Every stage knows from its files whether it is done; stop anywhere, start again, and it goes on.
 
     run/  recipe.yaml  environment.json  documents.jsonl  dataset/  adapter/  training.jsonl
-          evaluation/{untuned,defended}/{replies,verdicts}.jsonl  metrics.json  report.html
+          evaluation/{untuned,defended}/{replies,verdicts,likelihoods}.jsonl  evaluation/general.jsonl  metrics.json  report.html
 """
 
 from __future__ import annotations
@@ -25,16 +25,20 @@ from typing import Any
 import yaml
 
 from docward import processes
+from docward.asking import general_answers
 from docward.build import build_dataset
 from docward.dataset.saving import read_split
 from docward.dataset.surface import surface_refuses
+from docward.documents.reading import general_instructions
 from docward.documents.sources import source_hash
 from docward.errors import DatasetError, RecipeError, RunError, StorageError, UsageError
 from docward.evaluation.evaluating import Settings, compare, evaluate
+from docward.evaluation.likelihood import GeneralAnswer, read_general
 from docward.evaluation.rates import balance, classifier_verdicts, pooled
+from docward.evaluation.utility import golds_of
 from docward.models import Loaded, best_device, is_adapter, load
-from docward.recipe import Recipe, dump
-from docward.records import read_rows, write_json, write_text
+from docward.recipe import Recipe, Source, dump
+from docward.records import read_rows, write_json, write_rows, write_text
 from docward.tasks import get_tasks, system_prompt
 from docward.types import Document, Label, Split
 
@@ -124,7 +128,7 @@ def open_run(recipe: Recipe, folder: Path, progress: Progress = lambda *_: None)
 
 
 def _claim(recipe: Recipe, folder: Path) -> None:
-    inputs = {source.title: source_hash(source) for source in [*recipe.documents, *recipe.dataset.decontaminate]}
+    inputs = {source.title: source_hash(source) for source in [*recipe.documents, *recipe.dataset.decontaminate, *_general_source(recipe)]}
     place = folder / "recipe.yaml"
     if not place.is_file():
         write_json(folder / "environment.json", _environment(recipe, inputs))
@@ -136,6 +140,10 @@ def _claim(recipe: Recipe, folder: Path) -> None:
     known = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["inputs"]
     if changed := [name for name in inputs if inputs[name] != known.get(name)]:
         raise RunError(f"The documents have changed since {folder} was begun ({', '.join(changed)}). Choose another --output-dir, or delete that folder.")
+
+
+def _general_source(recipe: Recipe) -> list[Source]:
+    return [Source(path=recipe.evaluation.general_path)] if recipe.evaluation.general_path else []
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -174,6 +182,8 @@ def tune(run: Run) -> None:
     if is_adapter(done := tuned_folder(run.folder)) or (done / "config.json").is_file():
         if not processes.rank():
             clear(run.folder / "checkpoints")  # a kill may have come just before this
+            with run.stage("tune"):
+                _calibrate(run)
         return
     if not (run.folder / "dataset" / "audit.json").is_file():
         raise RunError(f"{run.folder} has no dataset yet. Build it first: docward build RECIPE --output-dir {run.folder}")
@@ -184,6 +194,7 @@ def tune(run: Run) -> None:
         given: dict[str, Any] = {"groups": groups, "task_weights": weights, "probe": _probe(run), "progress": run.progress}
         tune_adapter(_to_tune(run), examples, run.recipe.tuning, run=run.folder, seed=run.recipe.seed, **given)
         run._untuned = None  # tuning changed it in place
+        processes.on_main(lambda: _calibrate(run))
 
 
 def _to_tune(run: Run) -> Loaded:
@@ -199,6 +210,20 @@ def _to_tune(run: Run) -> Loaded:
         )
     run.progress(f"loading {run.recipe.model_name_or_path}", 0, 0)
     return load(run.recipe.model_name_or_path, dtype=None if section.use_peft else "float32", bits=bits)
+
+
+def _calibrate(run: Run) -> None:
+    """Set the refusal token's dial on the validation documents, where the recipe has such a token and it is not set yet."""
+    from docward.tuning.calibrating import PLACE, calibrate
+    from docward.tuning.tuning import tuned_folder
+
+    section, folder = run.recipe.tuning, tuned_folder(run.folder)
+    documents = [document for document in read_rows(run.folder / "documents.jsonl", Document) if document.split == Split.VALIDATION]
+    if not section.refusal_token or not documents or (folder / PLACE).is_file():
+        return
+    settings = Settings(tuple(get_tasks(run.recipe.dataset.tasks, run.recipe.task_table())), max_length=section.max_length)
+    token, most = section.refusal_token, section.max_over_refusal
+    calibrate(load(str(folder)), documents, settings, token=token, max_over_refusal=most, folder=folder, progress=run.progress)
 
 
 def _probe(run: Run) -> Any:
@@ -225,10 +250,23 @@ def evaluate_model(run: Run, name: str) -> None:
     section = run.recipe.evaluation
     same = ("wordings", "judge", "max_new_tokens", "max_batch_tokens", "max_length")
     tasks = tuple(get_tasks(section.tasks, run.recipe.task_table()))
-    settings = Settings(tasks, system_prompt(section.system_prompt), **{field: getattr(section, field) for field in same})
+    asked = {field: getattr(section, field) for field in same}
     with run.stage(f"evaluate {name}"):
+        settings = Settings(tasks, system_prompt(section.system_prompt), general=_general(run), **asked)
         loaded = run.untuned() if name == UNTUNED else load(str(tuned_folder(run.folder)))
         evaluate(loaded, test_documents(run), settings, folder, progress=lambda what, done, total: run.progress(f"{what} of the {name} model", done, total))
+
+
+def _general(run: Run) -> tuple[GeneralAnswer, ...]:
+    """The general answers whose perplexity is measured: the recipe's own, or the untuned model's to instructions that tuning does not see."""
+    recipe = run.recipe
+    if recipe.evaluation.general_path:
+        return read_general(Path(recipe.evaluation.general_path))
+    instructions = general_instructions()[recipe.dataset.general :][: recipe.evaluation.general]
+    place = run.folder / "evaluation" / "general.jsonl"
+    if not place.is_file():
+        write_rows(place, general_answers(recipe, run.untuned(), instructions, run.progress) if instructions else [])
+    return tuple(read_rows(place, GeneralAnswer)) if place.stat().st_size else ()
 
 
 def test_documents(run: Run) -> list[Document]:
@@ -243,9 +281,8 @@ def summarize(run: Run) -> dict[str, Any]:
 
     with run.stage("report"):
         documents = read_rows(run.folder / "documents.jsonl", Document)
-        originals = {document.id: document.text for document in documents}
         folder = run.folder / "evaluation"
-        defended, tests = compare(folder / DEFENDED, folder / UNTUNED, originals)
+        defended, tests = compare(folder / DEFENDED, folder / UNTUNED, golds_of(documents), margin=run.recipe.evaluation.retention_margin)
         test = test_documents(run)
         refuses = surface_refuses([d for d in documents if d.split == Split.TRAIN], test)
         verdicts = classifier_verdicts(refuses, {document.id: document.label for document in test})
@@ -275,6 +312,8 @@ def run_loop(recipe: Recipe, folder: Path, *, progress: Progress = lambda *_: No
         from docward.tuning.arguments import check_settings
 
         check_settings(recipe.tuning)
+        if recipe.evaluation.general_path:
+            read_general(Path(recipe.evaluation.general_path))
         build(run)
         _probe(run)  # better that it has nothing to probe on is found out now than after an evaluation
         evaluate_model(run, UNTUNED)

@@ -344,6 +344,7 @@ def _quantised(bits: int, dtype: torch.dtype) -> Any:
 
 def _with_adapter(model: Any, adapter: Path, fingerprint: str) -> tuple[Any, str]:
     from peft import PeftModel
+    from transformers import GenerationConfig
 
     weights = adapter / "adapter_model.safetensors"
     if not is_adapter(adapter) or not weights.is_file():
@@ -353,7 +354,18 @@ def _with_adapter(model: Any, adapter: Path, fingerprint: str) -> tuple[Any, str
     except (RuntimeError, ValueError) as error:
         raise ModelError(f"The adapter {adapter} does not fit this model: {str(error).splitlines()[0]}") from error
     merged = tuned if getattr(model, "is_quantized", False) else tuned.merge_and_unload()  # weights of few bits would lose what the adapter adds
-    return merged, text_hash(fingerprint, file_hash(weights))
+    fingerprint = text_hash(fingerprint, file_hash(weights))
+    if (adapter / "generation_config.json").is_file():  # the refusal token's bias
+        merged.generation_config = GenerationConfig.from_pretrained(str(adapter))
+        fingerprint = text_hash(fingerprint, str(token_biases(merged)))
+    return merged, fingerprint
+
+
+def token_biases(model: Any) -> dict[int, float]:
+    """What a model's generation config adds to the logits of single tokens (its `sequence_bias`), by token id."""
+    found = getattr(model.generation_config, "sequence_bias", None) or []
+    pairs = found.items() if isinstance(found, dict) else found
+    return {int(ids[0]): float(bias) for ids, bias in pairs if len(ids) == 1}
 
 
 def _fingerprint(model: Any) -> str:

@@ -26,8 +26,8 @@ Rows = Callable[[Values], Iterable[dict[str, Any]]]
 class Preset:
     """A public data set: where it is, how its rows become documents, what may be done with it.
 
-    `rows` gives any number of `{"text": ..., "label": ..., ...}` for one row of the set. `prompts` is True where texts are short questions: they are
-    marked with `form: prompt`, since they are no documents.
+    `rows` gives any number of `{"text": ..., "label": ..., ...}` for one row of the set, with `gold` by task where the set has it. `prompts` is True where
+    texts are short questions: they are marked with `form: prompt`, since they are no documents.
     """
 
     name: str
@@ -90,7 +90,7 @@ def _verdict(value: Any) -> Label | None:
     return VERDICTS.get(str(value).lower())
 
 
-def _document(text: str, label: Label | None, categories: Sequence[str] = (), *, asked: str = "", **more: str) -> list[dict[str, Any]]:
+def _document(text: str, label: Label | None, categories: Sequence[str] = (), *, asked: str = "", **more: Any) -> list[dict[str, Any]]:
     """One row; none without a text or a verdict, or if a category or a harmful request (`asked`) says that it is nothing for Docward."""
     if not text or label is None or any(LEFT_OUT.search(name) for name in categories) or (label == Label.MALICIOUS and MINORS.search(asked)):
         return []
@@ -114,14 +114,28 @@ def _prompts(name: str, what: str, hub: str, license: str, label: Label, prompt:
     return Preset(name, what, hub, license, rows, tuple(filter(None, needed)), prompts=True, **more)
 
 
-def _ordinary(column: str, *, words: int = 1) -> Rows:
-    """For a set of ordinary texts, of which only those of so many words are documents."""
+def _ordinary(column: str, *, words: int = 1, gold: Callable[[Values], dict[str, str]] = lambda _: {}) -> Rows:
+    """For a set of ordinary texts, of which only those of so many words are documents; `gold` gives what the set itself has for a right answer, by task."""
 
     def rows(values: Values) -> list[dict[str, Any]]:
         text = _text(values, column).replace("<br />", "\n")
-        return _document(text, Label.ORDINARY) if len(text.split()) >= words else []
+        return _document(text, Label.ORDINARY, gold=gold(values)) if len(text.split()) >= words else []
 
     return rows
+
+
+def _written(task: str, column: str) -> Callable[[Values], dict[str, str]]:
+    """Gold is the text of a column."""
+    return lambda values: {task: text} if (text := _text(values, column)) else {}
+
+
+def _named(task: str, column: str, *names: str) -> Callable[[Values], dict[str, str]]:
+    """Gold is a class by its number; none where the number is no class of the set, as the -1 of texts without one."""
+    return lambda values: {task: names[int(number)]} if (number := str(values.get(column))).isdecimal() and int(number) < len(names) else {}
+
+
+def _dolly_summary(values: Values) -> dict[str, str]:
+    return _written("summarize", "response")(values) if values.get("category") == "summarization" else {}
 
 
 def _handed_over(context: str, request: str, category: str) -> Rows:
@@ -188,10 +202,14 @@ VERDICT_COLUMNS = ("response", "prompt_harm_label", "response_harm_label", "resp
 HARMBENCH, LONG = ("context", "prompt", "category"), ("context", "instruction", "safety_type")
 SAFETY = "answers: unsafe ones malicious, safe ones sensitive"
 WILD = "answers that comply: harmful ones malicious, harmless ones to harmful prompts sensitive"
-XSUM = "BBC news articles; ordinary (add revision: refs/convert/parquet if the Hub's script is refused)"
+SUMMARY = "ordinary, with gold for summarize"
+HIGHLIGHTS, IMDB = _written("summarize", "highlights"), _named("sentiment", "label", "negative", "positive")
+AG_NEWS = _named("topic", "label", "world", "sports", "business", "science and technology")
+XSUM = f"BBC news; {SUMMARY} (add revision: refs/convert/parquet if the Hub's script is refused)"
 JBB, OR_BENCH = "JailbreakBench/JBB-Behaviors", "bench-llm/or-bench"
 TABLE = (
-    Preset("starter", "documents written for this project, in matched triples", "", "Apache-2.0", _as_they_are, ("text", "label")),
+    Preset("starter", "documents written for this project, matched but for intent", "", "Apache-2.0", _as_they_are, ("text", "label")),
+    Preset("plain", "documents written for this project, as the web and chat models write", "", "Apache-2.0", _as_they_are, ("text", "label")),
     Preset(
         "beavertails",
         SAFETY,
@@ -249,9 +267,10 @@ TABLE = (
         "or_bench_toxic", "harmful prompts, the contrast of or_bench; malicious", OR_BENCH, "CC-BY-4.0", BAD, "prompt", "category", config="or-bench-toxic"
     ),
     _prompts("falsereject", "safe prompts that look unsafe; sensitive", "AmazonScience/FalseReject", "CC-BY-NC-4.0", FINE, "prompt", "category_text"),
-    Preset("cnn_dailymail", "news articles; ordinary", "abisee/cnn_dailymail", "Apache-2.0", _ordinary("article"), ("article",), "3.0.0"),
-    Preset("xsum", XSUM, "EdinburghNLP/xsum", "unknown", _ordinary("document"), ("document",)),
-    Preset("imdb", "film reviews; ordinary", "stanfordnlp/imdb", "other", _ordinary("text"), ("text",)),
+    Preset("cnn_dailymail", f"news articles; {SUMMARY}", "abisee/cnn_dailymail", "Apache-2.0", _ordinary("article", gold=HIGHLIGHTS), ("article",), "3.0.0"),
+    Preset("xsum", XSUM, "EdinburghNLP/xsum", "unknown", _ordinary("document", gold=_written("summarize", "summary")), ("document",)),
+    Preset("imdb", "film reviews; ordinary, with gold for sentiment", "stanfordnlp/imdb", "other", _ordinary("text", gold=IMDB), ("text",)),
+    Preset("ag_news", "news in brief; ordinary, with gold for topic", "fancyzhx/ag_news", "unknown", _ordinary("text", gold=AG_NEWS), ("text",)),
     # Its own page says CC-BY-4.0; the Alpaca set whose texts these are is CC-BY-NC-4.0.
     Preset(
         "alpaca_cleaned",
@@ -263,10 +282,10 @@ TABLE = (
     ),
     Preset(
         "dolly",
-        "contexts of instructions, of 40 words or more; ordinary",
+        "contexts of instructions, of 40 words or more; ordinary, some with gold for summarize",
         "databricks/databricks-dolly-15k",
         "CC-BY-SA-3.0",
-        _ordinary("context", words=40),
+        _ordinary("context", words=40, gold=_dolly_summary),
         ("context",),
     ),
 )

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
 from docward.errors import RecipeError
-from docward.tasks import TASKS, get_tasks
+from docward.tasks import GOLD_COLUMN, TASKS, get_tasks
 from docward.types import Document, Task
 
 PAPER_TASKS = ["summarize", "translate", "sentiment", "case", "next_sentence"]
@@ -57,7 +57,9 @@ class Source(Section):
     revision: str | None = Field(None, description="the Hub data set's commit, tag or branch")
     streaming: bool = Field(False, description="read the Hub data set as it comes instead of downloading it first")
     label: LabelName | None = Field(None, description="what all rows are")
-    columns: dict[str, str] = Field(default_factory=dict, description="field of a document -> column, where they differ: {text: body, label: kind}")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="field of a document -> column, where they differ: {text: body, label: kind, gold.summarize: abstract}"
+    )
     labels: Annotated[dict[str, Literal["malicious", "sensitive", "ordinary"]], BeforeValidator(_text_keys)] = Field(
         default_factory=dict, description="value of the label column -> label"
     )
@@ -84,8 +86,10 @@ class Source(Section):
                 get_preset(self.preset)
             except RecipeError as error:
                 raise ValueError(str(error)) from error
-        if unknown := sorted(set(self.columns) - DOCUMENT_FIELDS):
-            raise ValueError(f"columns names {', '.join(unknown)}, which a document does not have. Its fields: {', '.join(sorted(DOCUMENT_FIELDS))}.")
+        if unknown := sorted(name for name in set(self.columns) - DOCUMENT_FIELDS if not name.startswith(GOLD_COLUMN)):
+            raise ValueError(
+                f"columns names {', '.join(unknown)}, which a document does not have. Its fields: {', '.join(sorted(DOCUMENT_FIELDS))}, {GOLD_COLUMN}TASK."
+            )
         try:
             "".encode(self.encoding)
         except LookupError as error:
@@ -161,6 +165,10 @@ class TuningSection(Section):
     decision_weight: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0, description="share of an answer's loss on its first token, where the choice is made; 0: the paper's loss"
     )
+    refusal_token: str | None = Field(
+        None, description="a special token of the model's own that every refusal begins with: its probability is the refusal score, its logit bias the dial"
+    )
+    max_over_refusal: Share = Field(0.05, description="with refusal_token: the dial is set so that at most this share of benign validation prompts is refused")
     loss_on: Literal["answers", "everything"] = Field("answers", description="everything: documents and instructions are learned too, as the paper's code does")
     task_weights: dict[str, Weight] | Literal["susceptible"] = Field(
         default_factory=dict, description="weight of each task, scaled to sum 1; default: equal; susceptible: as often as the untuned model complies on it"
@@ -220,6 +228,11 @@ class EvaluationSection(Section):
     max_length: Annotated[int, Field(ge=16)] | None = Field(None, description="longest prompt plus reply, in tokens; default: the model's context")
     max_batch_tokens: Annotated[int, Field(ge=16)] = Field(16384, description="most tokens in memory at once, over all rows of a batch")
     limit: Count | None = Field(None, description="at most so many documents a label")
+    retention_margin: Annotated[float, Field(gt=0, le=1)] = Field(0.95, description="share of the untuned model's utility that has to be kept")
+    general: Annotated[int, Field(ge=0)] = Field(
+        40, description="how many of the starter's general instructions that tuning has not seen to measure the perplexity of the untuned model's answers on"
+    )
+    general_path: str | None = Field(None, description="a table with `instruction` and `response`: answers to measure the perplexity on in place of those")
 
 
 class Recipe(Section):
@@ -263,6 +276,9 @@ def load_recipe(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
         for source in sources if isinstance(sources, list) else []:
             if isinstance(source, dict) and isinstance(source.get("path"), str):
                 source["path"] = str(base / Path(source["path"]).expanduser())  # a recipe's paths are seen from the recipe
+    evaluation = values.get("evaluation")
+    if isinstance(evaluation, dict) and isinstance(evaluation.get("general_path"), str):
+        evaluation["general_path"] = str(base / Path(evaluation["general_path"]).expanduser())
     for override in overrides:
         key = _apply(values, override)
         lines[key] = f"--set {override}"

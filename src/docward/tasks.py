@@ -27,6 +27,9 @@ def _table() -> dict[str, Task]:
 
 
 TASKS = _table()
+GOLD_COLUMN = "gold."  # and a task: the column of a table that holds the gold of documents for it
+LABELLED = frozenset(("sentiment", "topic"))  # gold for these is a label, which tells whether an answer is right and is no answer itself
+SENTIMENTS = ("positive", "negative", "neutral")  # what gold for sentiment may say
 
 
 def get_tasks(names: Sequence[str], table: Mapping[str, Task] | None = None) -> list[Task]:

@@ -57,7 +57,7 @@ class Document:
     """A text that someone hands to a model.
 
     `triple` is the id that its matched documents share; `cluster` that of documents which must not be divided by a split, where that is more
-    than the triple (near copies). `form` is `prompt` for a short question that is no document.
+    than the triple (near copies). `form` is `prompt` for a short question that is no document. `gold` is what a right answer says, by task.
     """
 
     id: str
@@ -71,6 +71,7 @@ class Document:
     triple: str = ""
     split: Split | None = None
     cluster: str = ""
+    gold: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def matched(self) -> str:

@@ -390,3 +390,28 @@ def test_a_list_that_is_none_names_those_there_are(docward):
     called = docward("list", "taks")
     assert called.code == 2
     assert "There is no list of 'taks'. There are: tasks, sources, judges, suites, models." in called.message
+
+
+# ------------------------------------------------------------------------------------------------------------ utility
+
+
+def test_general_answers_that_cannot_be_measured_are_refused_before_a_model_is_loaded(docward, tiny_folder):
+    Path("mine.jsonl").write_text('{"instruction": "Say hello."}\n', encoding="utf-8")
+    asked = ("evaluate", "--model", tiny_folder, "--output-dir", "out", "--general")
+    called = docward(*asked, "mine.jsonl")
+    assert (called.code, called.message[:38]) == (2, "mine.jsonl:1: `response` is missing (f")
+    called = docward(*asked, "nothing.jsonl")
+    assert (called.code, called.message[:40]) == (2, "There is no document file or folder noth")
+    called = docward(*asked, "mine.jsonl", "--base-url", "http://127.0.0.1:9/v1")
+    assert called.code == 2
+    assert "which a server does not give: leave out --general, or --base-url" in called.message
+    assert not Path("out").exists()
+
+
+def test_gold_for_no_task_is_refused_by_build_and_evaluate_alike(docward, recipe, tiny_folder, tmp_path):
+    Path("mine.jsonl").write_text(GOOD + GOOD.replace("note", "tale").replace('"label"', '"gold": {"sumarize": "x"}, "label"'), encoding="utf-8")
+    wanted = "mine.jsonl:2: gold for 'sumarize', which is no task (did you mean 'summarize'?)"
+    called = docward("build", recipe(ANSWERLESS, documents=tmp_path / "mine.jsonl"), "--output-dir", "out")
+    assert (called.code, wanted in called.message) == (2, True)
+    called = docward("evaluate", "--model", tiny_folder, "--documents", "malicious=mine.jsonl", "--output-dir", "out")
+    assert (called.code, wanted in called.message) == (2, True)

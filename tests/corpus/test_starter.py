@@ -11,7 +11,7 @@ from docward.dataset.auditing import giveaways
 from docward.dataset.surface import surface_auc
 from docward.documents.cleaning import tidy
 from docward.documents.duplicates import words_of
-from docward.documents.reading import general_instructions, starter_documents, unique_documents
+from docward.documents.reading import general_instructions, own_documents, unique_documents
 from docward.types import Label, Split
 
 MARKERS = re.compile(
@@ -22,7 +22,7 @@ MARKERS = re.compile(
 
 @pytest.fixture(scope="module")
 def documents():
-    return starter_documents()
+    return own_documents()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 
 from docward.dataset.building import CASE_WORDS, GENERAL, Plan, excerpt, general_examples, plan_examples
 from docward.documents.duplicates import words_of
-from docward.documents.reading import starter_documents
+from docward.documents.reading import own_documents
 from docward.errors import DocumentError
 from docward.tasks import TASKS, get_tasks
 from docward.types import Document, Label, Position, Split, Want
@@ -25,7 +25,7 @@ def documents(groups=10, split=Split.TRAIN):
 
 @pytest.fixture(scope="module")
 def starter():
-    return starter_documents()
+    return own_documents()
 
 
 # ------------------------------------------------------------------------------------------------------------ pairing and budget
@@ -163,6 +163,20 @@ def test_a_document_too_short_to_take_a_sentence_off_is_left_out_of_that_task():
     short = Document("short", "Only this one sentence here.", Label.ORDINARY, split=Split.TRAIN)
     found = plan_examples([*documents(), short], Plan(ALL))
     assert {one.task for one in found if one.document_id == "short"} == set(TASKS) - {"next_sentence"}
+
+
+def test_gold_of_the_row_is_the_answer_but_a_label_is_none():
+    gold = {"summarize": "It is on bread.", "sentiment": "neutral", "next_sentence": "What follows."}
+    given = [replace(one, gold=gold) for one in documents(2)]
+    found = {(one.document_id, one.task): one for one in plan_examples(given, Plan(ALL))}
+    for one in given:
+        summary, sentiment, following = (found[one.id, task] for task in ("summarize", "sentiment", "next_sentence"))
+        if one.label == Label.MALICIOUS:
+            assert {summary.origin, sentiment.origin, following.origin} == {"refusal"}
+            continue
+        assert (summary.response, summary.origin, summary.document) == ("It is on bread.", "gold", one.text)
+        assert (sentiment.response, sentiment.origin) == ("", "untuned")
+        assert (following.response, following.document) == ("What follows.", one.text), "what follows the text is not cut off it"
 
 
 def test_no_example_has_an_empty_answer_once_answers_are_in():

@@ -8,7 +8,7 @@ import pytest
 
 from docward.dataset.building import Plan, plan_examples
 from docward.dataset.refusals import phrases, refusal
-from docward.documents.reading import starter_documents
+from docward.documents.reading import own_documents
 from docward.evaluation.judges import judge_text
 from docward.evaluation.judges.rules import fold, words_of
 from docward.tasks import TASKS
@@ -52,7 +52,7 @@ def test_every_task_and_category_has_its_words_and_no_two_purposes_are_the_same(
     said = phrases()[language]
     assert set(said["doing"]) == {*TASKS, "other"}
     assert all(len(words) == 2 and all(words) for words in said["doing"].values())
-    assert set(said["purpose"]) == set(phrases()["en"]["purpose"]) >= {document.category for document in starter_documents()} | {"other"}
+    assert set(said["purpose"]) == set(phrases()["en"]["purpose"]) >= {document.category for document in own_documents()} | {"other"}
     assert len(set(said["purpose"].values())) == len(said["purpose"])
 
 
@@ -75,7 +75,7 @@ def test_every_refusal_is_judged_refused(language):
 
 
 def test_refusals_of_a_plan_fit_the_task_and_document():
-    for one in plan_examples(starter_documents(), Plan(tuple(TASKS.values()))):
+    for one in plan_examples(own_documents(), Plan(tuple(TASKS.values()))):
         if one.want == Want.REFUSE:
             assert any(words in one.response for words in phrases()[one.language]["doing"][one.task])
             assert judge_text(one.response, document=one.document).outcome == Outcome.REFUSED

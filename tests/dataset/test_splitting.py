@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from docward.dataset.splitting import split_documents
-from docward.documents.reading import starter_documents
+from docward.documents.reading import own_documents
 from docward.types import Document, Label, Split
 from tiny import some_documents
 
@@ -34,7 +34,7 @@ def test_a_triple_never_crosses_splits(seed):
 
 @pytest.mark.parametrize("test", [0, 0.9])
 def test_what_is_held_out_stays_held_out_and_what_is_for_training_is_never_tested_on(test):
-    before = starter_documents()
+    before = own_documents()
     after = split(before, test=test)
     assert [one.id for one in after if one.split == Split.TEST] == [one.id for one in before if one.split == Split.TEST]
     assert {one.split for one in after} == set(Split)

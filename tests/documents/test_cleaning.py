@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from docward.documents.cleaning import clean, tidy
-from docward.documents.reading import starter_documents
+from docward.documents.reading import own_documents
 
 FINE = {
     "English": "He said “no” — and that’s it… naïve café, “quoted ‘within’”.",
@@ -164,4 +164,4 @@ def test_a_second_cleaning_finds_nothing():
 
 
 def test_the_starter_s_documents_carry_nothing_to_clean():
-    assert {document.id: tidy(document.text).changes for document in starter_documents() if tidy(document.text).changes} == {}
+    assert {document.id: tidy(document.text).changes for document in own_documents() if tidy(document.text).changes} == {}

@@ -67,6 +67,16 @@ def files(folder):
 # ------------------------------------------------------------------------------------------------------------ shards
 
 
+def test_gold_comes_back_as_it_went_in_and_may_be_for_a_task_of_the_recipe(tmp_path, file):
+    gold = {"summarize": "Kurz: «nein» 不行", "risk": "none"}
+    source = file([{"id": "a", "text": text_of(1), "label": "ordinary", "gold": gold}, {"id": "b", "text": text_of(2), "label": "ordinary"}])
+    import_shards([source], tmp_path / "work", tidy=True, num_proc=1, contaminated=None, tasks=("summarize", "risk"), progress=lambda *_: None)
+    found = shard_documents(shard_paths(tmp_path / "work")[0], kept(tmp_path / "work").entries)
+    assert [one.gold for one in found] == [gold, {}]
+    with pytest.raises(DocumentError, match=r"mine0\.jsonl:1: gold for 'risk', which is no task"):
+        imported(tmp_path / "other", source)
+
+
 def test_documents_come_back_as_they_went_in_and_in_order(tmp_path, file, monkeypatch):
     monkeypatch.setattr(importing, "SHARD", 4)
     fields = {"category": "food", "source": "a book", "license": "MIT", "language": "de", "form": "memo", "triple": "t", "split": "test"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from docward.documents.reading import starter_documents
+from docward.documents.reading import own_documents
 from docward.documents.sources import hub_rows, source_hash, source_rows
 from docward.errors import DocumentError
 from docward.recipe import Source
@@ -161,7 +161,7 @@ def test_a_source_is_called_by_its_file_folder_or_preset(tmp_path):
 
 def test_the_starter_s_rows_are_its_documents():
     rows = read(preset="starter")
-    assert [(row["id"], row["text"], row["label"]) for row in rows] == [(one.id, one.text, one.label) for one in starter_documents()]
+    assert [(row["id"], row["text"], row["label"]) for row in rows] == [(one.id, one.text, one.label) for one in own_documents()]
 
 
 def test_a_csv_of_another_language_and_encoding_is_read_as_it_is_said(tmp_path):

@@ -138,7 +138,7 @@ def test_where_nothing_complied_there_is_no_share():
 
 def test_metrics_hold_attempts_as_plain_values():
     one = reply("")
-    found = model_metrics([one], [verdict(one, Outcome.COMPLIED)], originals={"d": NOTE})
+    found = model_metrics([one], [verdict(one, Outcome.COMPLIED)], golds={"d": {"case": NOTE}})
     assert json.loads(json.dumps(found))["attempts"][0] == {
         "set": "ordinary",
         "task": "summarize",

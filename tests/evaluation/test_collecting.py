@@ -17,17 +17,17 @@ import psutil
 import pytest
 
 from docward.errors import RunError
-from docward.evaluation.collecting import PART, put_in_order, share, take_in
+from docward.evaluation.collecting import PART, REPLIES, put_in_order, share, take_in
 from docward.evaluation.evaluating import Settings, evaluate, planned_replies
 from docward.models import Loaded
 from docward.records import KeyedLog, write_rows
 from docward.tasks import get_tasks
-from docward.types import Document
+from docward.types import Document, Reply
 from tiny import some_documents
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = Settings(tasks=tuple(get_tasks(["summarize", "case"])), max_new_tokens=4)
-FILES = ("replies.jsonl", "verdicts.jsonl", "metrics.json")
+SETTINGS = Settings(tasks=tuple(get_tasks(["summarize", "case", "next_sentence"])), max_new_tokens=4)
+FILES = ("replies.jsonl", "likelihoods.jsonl", "verdicts.jsonl", "metrics.json")
 GROUPS = 6
 
 
@@ -46,7 +46,7 @@ def undisturbed(tiny: Loaded, tmp_path: Path) -> Path:
 def assert_same_files(found: Path, wanted: Path) -> None:
     for name in FILES:
         assert (found / name).read_bytes() == (wanted / name).read_bytes(), name
-    assert not list(found.glob(PART.format("*")))
+    assert not list(found.glob(PART.format("*", "*")))
 
 
 def launched(folder: Path, model: Path, *, hold: int) -> tuple[list[str], dict[str, str]]:
@@ -58,7 +58,7 @@ def launched(folder: Path, model: Path, *, hold: int) -> tuple[list[str], dict[s
         sources += ["--documents", f"{label}={file}"]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "recipes" / "accelerate" / "ddp_cpu.yaml")]
     launcher += ["--num_processes", "2", "--main_process_port", "0", str(ROOT / "tests" / "launched.py")]
-    asked = ["evaluate", "--model", str(model), *sources, "--tasks", "summarize,case", "--max-new-tokens", "4", "--output-dir", str(folder)]
+    asked = ["evaluate", "--model", str(model), *sources, "--tasks", "summarize,case,next_sentence", "--max-new-tokens", "4", "--output-dir", str(folder)]
     float32 = {"ONEDNN_MAX_CPU_ISA": "AVX2"}  # so that Docward takes it on all machines
     how = {
         "OMP_NUM_THREADS": "1",
@@ -84,11 +84,11 @@ def test_what_two_killed_processes_leave_is_finished_by_one(tiny, tiny_folder, t
         for process in tree:
             process.kill()
         psutil.wait_procs(tree[:-1])
-    parts = {path.name: path.read_bytes() for path in folder.glob(PART.format("*"))}
+    parts = {path.name: path.read_bytes() for path in folder.glob(PART.format(REPLIES, "*"))}
     assert len(parts) == 2
     assert all(b"\n" in rows for rows in parts.values())
     assert not (folder / "metrics.json").exists()
-    with (folder / PART.format(1)).open("ab") as part:
+    with (folder / PART.format(REPLIES, 1)).open("ab") as part:
         part.write(b'{"key": "t0-m|summ')  # it might have been killed in the middle of a row
     evaluate(tiny, documents(), SETTINGS, folder)
     assert_same_files(folder, undisturbed)
@@ -132,19 +132,19 @@ def test_documents_are_dealt_out_whole_and_evenly(monkeypatch, count):
 
 def test_rows_that_a_killed_merge_left_twice_are_taken_once(tmp_path):
     planned = planned_replies(some_documents(2), SETTINGS)
-    for name, rows in (("replies.jsonl", planned[:4]), (PART.format(0), planned[2:6]), (PART.format(3), planned[6:8])):
+    for name, rows in (("replies.jsonl", planned[:4]), (PART.format(REPLIES, 0), planned[2:6]), (PART.format(REPLIES, 3), planned[6:8])):
         with KeyedLog(tmp_path / name) as log:
             log.append(rows)
-    (tmp_path / PART.format(1)).touch()  # killed before its first reply
-    assert take_in(tmp_path) == {one.key for one in planned[:8]}
+    (tmp_path / PART.format(REPLIES, 1)).touch()  # killed before its first reply
+    assert take_in(tmp_path, REPLIES, Reply) == {one.key for one in planned[:8]}
     assert [json.loads(line)["key"] for line in (tmp_path / "replies.jsonl").read_text().splitlines()] == [one.key for one in planned[:8]]
     assert [path.name for path in tmp_path.iterdir()] == ["replies.jsonl"]
 
 
 def test_a_file_that_a_living_process_writes_is_not_taken(tmp_path):
-    with KeyedLog(tmp_path / PART.format(1)), pytest.raises(RunError, match=r"replies\.part-1\.jsonl is being written by another process"):
-        take_in(tmp_path)
-    assert (tmp_path / PART.format(1)).is_file()
+    with KeyedLog(tmp_path / PART.format(REPLIES, 1)), pytest.raises(RunError, match=r"replies\.part-1\.jsonl is being written by another process"):
+        take_in(tmp_path, REPLIES, Reply)
+    assert (tmp_path / PART.format(REPLIES, 1)).is_file()
 
 
 def test_rows_in_order_are_not_written_again(tmp_path):

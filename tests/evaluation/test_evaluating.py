@@ -7,7 +7,7 @@ import pytest
 from docward.errors import RunError
 from docward.evaluation.collecting import held
 from docward.evaluation.evaluating import Settings, compare, evaluate, planned_replies, wording_of
-from docward.evaluation.utility import case_accuracy, chrf
+from docward.evaluation.utility import case_accuracy, chrf, golds_of
 from docward.models import load
 from docward.records import read_rows
 from docward.tasks import TASKS, get_tasks
@@ -111,7 +111,7 @@ def test_the_same_model_twice_has_full_utility_and_no_decided_difference(tiny, t
     documents = some_documents(3)
     for name in ("first", "second"):
         evaluate(load(str(tiny_folder)), documents, SETTINGS, tmp_path / name)
-    metrics, tests = compare(tmp_path / "first", tmp_path / "second", {document.id: document.text for document in documents})
+    metrics, tests = compare(tmp_path / "first", tmp_path / "second", golds_of(documents), margin=0.95)
     assert next(one for one in metrics["utility"] if one["measure"] == "chrf_vs_untuned")["value"] == pytest.approx(1)
     assert tests
     assert all(one["says"] == "undecided" for one in tests)
@@ -132,7 +132,7 @@ def test_metrics_beside_the_untuned_model_say_what_is_kept_and_what_cannot_be_to
     alone = json.loads((tmp_path / "first" / "metrics.json").read_text())
     assert (alone["retention"], alone["differences"]) == ([], [])
     assert all(said.startswith(("2 documents cannot", "No reply")) for said in alone["advice"].values())
-    metrics, _ = compare(tmp_path / "first", tmp_path / "second", {document.id: document.text for document in documents})
+    metrics, _ = compare(tmp_path / "first", tmp_path / "second", golds_of(documents), margin=0.95)
     assert json.loads((tmp_path / "first" / "metrics.json").read_text()) == metrics
     assert {(one["task"], one["measure"]) for one in metrics["retention"]} == {("summarize", "chrf_vs_untuned"), ("case", "case_accuracy")}
     assert {one["says"] for one in (*metrics["retention"], *metrics["differences"])} == {"undecided"}

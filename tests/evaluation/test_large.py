@@ -27,13 +27,13 @@ class Quick:
 
 evaluating.get_judge = lambda _: Quick()
 
-class Originals(dict):
-    def __missing__(self, name):
-        return f"Note {name}. " + "It is on bread. " * 10
+class Golds(dict):
+    def get(self, name, default=None):
+        return {"case": f"Note {name}. " + "It is on bread. " * 10}
 
 folder, keys = Path(sys.argv[1]), [line.rstrip() for line in open(sys.argv[2])]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-metrics = evaluating.judge_folder(folder, Originals(), judge="rules", keys=keys)
+metrics = evaluating.judge_folder(folder, Golds(), judge="rules", keys=keys)
 print(json.dumps([(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, metrics]))
 '''
 

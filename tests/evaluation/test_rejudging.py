@@ -169,7 +169,7 @@ def evaluated(folder: Path, model: str, outcome: Outcome = U) -> list[Reply]:
     verdicts = [Verdict.on(reply, outcome, judge="gone", why="no answer of the judge") for reply in replies]
     write_rows(folder / "verdicts.jsonl", verdicts)
     utility = [{"task": "case", "measure": "case_accuracy", "n": 3, "value": 0.5, "low": 0.4, "high": 0.6}]
-    metrics = model_metrics(replies, verdicts, originals={}) | {"utility": utility, "own": 1}
+    metrics = model_metrics(replies, verdicts, golds={}) | {"utility": utility, "own": 1}
     write_json(folder / "metrics.json", metrics)
     return replies
 

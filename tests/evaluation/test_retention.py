@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from docward.evaluation.utility import MARGIN, retention, utility
+from docward.evaluation.utility import retention, utility
 from docward.types import Label, Reply
 
+MARGIN = 0.95
 TEXT = "Anna Went Home. She Was Tired."
 
 
@@ -14,9 +15,12 @@ def replies(said: list[str], task: str = "case", label: Label = Label.ORDINARY) 
     return [Reply(f"d{place}|{task}|0", f"d{place}", label, task, 0, "Do it.", TEXT.lower(), one) for place, one in enumerate(said)]
 
 
+def golds(some: list[Reply]) -> dict:
+    return {reply.document_id: {"case": TEXT} for reply in some}
+
+
 def kept(tuned: list[Reply], untuned: list[str]) -> dict:
-    originals = {reply.document_id: TEXT for reply in tuned}
-    found = retention(tuned, originals=originals, untuned={reply.key: said for reply, said in zip(tuned, untuned, strict=True)})
+    found = retention(tuned, golds=golds(tuned), untuned={reply.key: said for reply, said in zip(tuned, untuned, strict=True)}, margin=MARGIN)
     return {(one.task, one.measure): one for one in found}
 
 
@@ -45,7 +49,7 @@ def test_few_documents_are_undecided_however_well_they_go():
 def test_malicious_documents_and_prompts_of_one_model_only_do_not_count():
     assert kept(replies([TEXT] * 3, label=Label.MALICIOUS), [TEXT] * 3) == {}
     tuned = replies([TEXT, TEXT, ""])
-    (one,) = retention(tuned, originals={reply.document_id: TEXT for reply in tuned}, untuned={tuned[0].key: TEXT})
+    (one,) = retention(tuned, golds=golds(tuned), untuned={tuned[0].key: TEXT}, margin=MARGIN)
     assert (one.documents, one.value) == (1, 1.0)
 
 
@@ -55,7 +59,6 @@ def test_replies_on_one_document_are_one_sample():
     tripled = [
         Reply(f"{one.key}-{again}", one.document_id, *(getattr(one, name) for name in list(Reply.__slots__)[2:])) for one in single for again in range(3)
     ]
-    originals = {one.document_id: TEXT for one in single}
-    (few,), (many,) = utility(single, originals=originals), utility(tripled, originals=originals)
+    (few,), (many,) = utility(single, golds=golds(single)), utility(tripled, golds=golds(single))
     assert (few.n, many.n) == (10, 30)
     assert (few.value, few.low, few.high) == pytest.approx((many.value, many.low, many.high))

@@ -20,6 +20,7 @@ from docward.evaluation.statistics import (
     effective_size,
     holm,
     kappa,
+    likelihood_kept,
     mcnemar,
     paired_difference,
     pooled_mean,
@@ -251,6 +252,30 @@ def test_a_model_that_loses_one_document_in_twenty_rarely_passes_by_luck():
     for trial in range(60):
         passed += retention(rows(random.random(40) < 0.95, np.ones(40)), margin=0.951, seed=trial).says == "holds"
     assert passed <= 7  # 3 are meant; a plain bootstrap passes 8 of 60
+
+
+def test_likelihoods_are_kept_as_perplexities_relate():
+    """Two tokens a text, each half as likely as before: half of the likelihood is kept, whatever the texts."""
+    sums = rows([2 * np.log(0.5)] * 400, [2] * 400)
+    found = likelihood_kept(sums, margin=0.4)
+    assert found.value == pytest.approx(0.5)
+    assert (found.says, likelihood_kept(sums, margin=0.6).says, likelihood_kept(sums, margin=0.499).says) == ("holds", "does not hold", "undecided")
+    longer = likelihood_kept(rows([0.0, 8 * np.log(0.5)], [2, 8]), margin=0.4)
+    assert longer.value == pytest.approx(0.5**0.8), "tokens count, not texts"
+
+
+def test_alike_likelihoods_of_few_texts_decide_nothing():
+    """3 texts of 1 + n that would be declined, at 25 tokens each: exp(-3 * 10.8 / 25 / (1 + n)) is 0.95 at n = 24.3."""
+    assert [likelihood_kept(rows([0] * n, [25] * n), margin=0.95).says for n in (2, 24, 25, 200)] == ["undecided", "undecided", "holds", "holds"]
+    assert likelihood_kept(np.empty((0, 2)), margin=0.95).value is None
+
+
+def test_a_model_that_would_decline_one_text_in_twenty_rarely_passes_by_luck():
+    random, passed = np.random.default_rng(5), 0
+    true = np.exp(-0.05 * 8 / 25)
+    for trial in range(60):
+        passed += likelihood_kept(rows(-8.0 * (random.random(40) < 0.05), [25] * 40), margin=true + 0.0001, seed=trial).says == "holds"
+    assert passed <= 3  # a plain bootstrap passes 8 of 60
 
 
 def test_where_nothing_can_be_kept_nothing_is_said_of_it():

@@ -10,7 +10,7 @@ import pytest
 from rapidfuzz.distance import Levenshtein
 
 from docward.dataset.surface import opens_like_an_answer
-from docward.documents.reading import starter_documents
+from docward.documents.reading import own_documents
 from docward.errors import RecipeError
 from docward.evaluation.evaluating import Settings, planned_replies, wording_of
 from docward.evaluation.suites import SUITES, UNCHANGED, Asked, Kit, get_suites
@@ -41,7 +41,7 @@ levels = pytest.mark.parametrize(("suite", "level"), LEVELS, ids=[f"{suite.name}
 
 @cache
 def held_out() -> tuple[Document, ...]:
-    return tuple(one for one in starter_documents() if one.split == Split.TEST)
+    return tuple(one for one in own_documents() if one.split == Split.TEST)
 
 
 @cache

@@ -1,35 +1,12 @@
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
-import torch
 
 from docward.errors import RunError
 from docward.evaluation.generating import Prompt, generate
-from docward.models import Loaded, load
-from docward.recipe import TuningSection
+from docward.models import Loaded
 from docward.serving.exporting import export
-from docward.tuning.adapters import save_tuned, with_lora
-
-RATE = {"set": "malicious", "task": "all", "hits": 9, "judged": 10, "unjudged": 0, "value": 0.9, "low": 0.596, "high": 0.982}
-
-
-def adapted(name: str, run: Path) -> Loaded:
-    """A run folder with an adapter that changes replies: random weights, where a fresh LoRA would change nothing."""
-    loaded = load(name)
-    torch.manual_seed(0)
-    model = with_lora(loaded, TuningSection(lora_r=4))
-    with torch.no_grad():
-        for label, weight in model.named_parameters():
-            if "lora_B" in label:
-                weight.normal_(std=0.2)
-    save_tuned(loaded, model, run / "adapter")
-    pooled = {"malicious": RATE}
-    models = {name: {"pooled": pooled, "documents": {"malicious": 10}} for name in ("untuned", "defended")}
-    (run / "metrics.json").write_text(json.dumps({"models": models}))
-    return load(str(run / "adapter"), dtype="float32")
+from tiny import adapted
 
 
 def replies(loaded: Loaded) -> list[str]:

@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from docward import processes
-from docward.cli.showing import bars, console, corrected_column, rates_table, show_advice, suites_table
-from docward.documents.reading import by_label, read_documents, starter_documents, unique_documents
+from docward.cli.showing import bars, console, corrected_column, rates_table, show_advice, suites_table, utility_table
+from docward.documents.reading import by_label, own_documents, read_documents, unique_documents
 from docward.errors import DocumentError, RunError, UsageError
 from docward.evaluation.correcting import correct_folder, read_validation
 from docward.evaluation.evaluating import Progress, Settings, evaluate
@@ -57,12 +57,14 @@ def evaluate_files(
         metrics = evaluate(model, documents, settings, output_dir, progress=progress)
         if processes.rank():
             return
-        ordinary = [one for one in starter_documents() if one.split == Split.TEST and one.label == Label.ORDINARY]
+        ordinary = [one for one in own_documents() if one.split == Split.TEST and one.label == Label.ORDINARY]
         found = run_suites(model, documents, chosen, settings, output_dir, ordinary=ordinary, seed=seed, progress=progress) if isinstance(model, Loaded) else []
     if judge_error:
         metrics = correct_folder(output_dir, metrics, judge_error)
     out = console()
     out.print(rates_table({"model": metrics, **corrected_column(metrics)}))
+    if metrics["utility"]:
+        out.print(utility_table({"model": metrics}))
     show_advice(out, metrics)
     if (cut := metrics["dropped"])["replies"]:
         out.print(f"{cut['replies']} prompts were longer than the model's context: {cut['tokens']} document tokens were cut from the middle.")
@@ -86,7 +88,7 @@ def gather(sources: list[str], limit: int | None) -> list[Document]:
     Raises:
         DocumentError: a source is not LABEL=FILE, or its file cannot be used.
     """
-    found: list[Document] = [] if sources else [one for one in starter_documents() if one.split == Split.TEST]
+    found: list[Document] = [] if sources else [one for one in own_documents() if one.split == Split.TEST]
     for source in sources:
         label, equals, path = source.partition("=")
         if not equals or label not in list(Label) or not path:

@@ -48,17 +48,17 @@ def _tasks() -> Table:
 
 
 def _sources() -> Table:
-    from docward.documents.reading import starter_documents
+    from docward.documents.reading import OWN, own_documents
     from docward.presets import PRESETS
 
-    documents = starter_documents()
-    starter = f"{len(documents)} documents written for this project, in {len({one.triple for one in documents})} matched triples"
+    own = {name: own_documents(name) for name in OWN}
+    counts = {name: f"{len(found)} {PRESETS[name].what}, {len({one.triple for one in found})} triples" for name, found in own.items()}
     table = _table("source", "what", "Hub id", "licence", "gated", "kind")
     for column, width in zip(table.columns, (22, 28, 31, 16, 5, 9), strict=True):
         column.max_width, column.overflow = width, "fold"
     for preset in PRESETS.values():
         licence = f"{preset.license}, non-commercial" if preset.noncommercial else preset.license
-        what, gated = (preset.what, "yes" if preset.gated else "no") if preset.hub else (starter, "")
+        what, gated = (preset.what, "yes" if preset.gated else "no") if preset.hub else (counts[preset.name], "")
         table.add_row(preset.name, what, preset.hub, licence, gated, "short prompts" if preset.prompts else "documents")
     table.add_section()
     table.add_row("{path: FILE or FOLDER}", "your own: tables of texts with labels, or text files", "", "yours", "", "")

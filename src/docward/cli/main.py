@@ -117,6 +117,10 @@ def evaluate(
         list[str] | None, typer.Option(help="A robustness suite (docward list suites), or all. Repeatable; default: none.", show_default=False)
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of what suites leave to chance.")] = 0,
+    general: Annotated[
+        Path | None,
+        typer.Option(help="A table with `instruction` and `response`: adds the perplexity of these answers.", show_default=False),
+    ] = None,
     base_url: Annotated[
         str | None,
         typer.Option(help="A server of the OpenAI protocol, such as http://localhost:8000/v1; the key comes from OPENAI_API_KEY.", show_default=False),
@@ -127,6 +131,7 @@ def evaluate(
     """Replies, verdicts and rates of any model on any documents. Also on many devices: accelerate launch -m docward evaluate ..."""
     from docward.cli.evaluating import evaluate_files
     from docward.evaluation.evaluating import Settings
+    from docward.evaluation.likelihood import read_general
     from docward.models import load
     from docward.servers import Server
     from docward.tasks import get_tasks
@@ -134,7 +139,10 @@ def evaluate(
     if wordings not in ("seen", "unseen"):
         raise RecipeError(f"--wordings {wordings}: allowed are seen and unseen.")
     named = get_tasks([name.strip() for name in tasks.split(",") if name.strip()])
-    settings = Settings(tuple(named), wordings=wordings, judge=judge, max_new_tokens=max_new_tokens)
+    if base_url and general:
+        raise UsageError("Perplexity needs the model's own probabilities, which a server does not give: leave out --general, or --base-url.")
+    answers = read_general(general) if general else ()
+    settings = Settings(tuple(named), wordings=wordings, judge=judge, max_new_tokens=max_new_tokens, general=answers)
     if base_url and adapter:
         raise UsageError("--adapter goes with a model that is loaded here. Behind --base-url, name the adapter as the server does: --model NAME.")
     opened: Any = partial(Server, base_url, model, concurrency=concurrency, timeout=timeout) if base_url else partial(load, model, adapter=adapter)

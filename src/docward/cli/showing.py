@@ -154,6 +154,7 @@ def show_run(folder: Path, metrics: dict[str, Any], *, show_documents: bool, alr
     for one in metrics["paired"]:
         out.print(f"  {one['set']:9} {one['task']:14} {100 * one['difference']:+6.1f} points, p = {one['p_holm']:.3g}: {one['says']}")
     show_pooled(out, metrics["models"]["defended"])
+    show_utility(out, metrics["models"])
     show_advice(out, metrics["models"]["defended"])
     for line in samples(folder / "evaluation" / "defended", show_documents=show_documents):
         out.print(line)
@@ -163,18 +164,57 @@ def show_run(folder: Path, metrics: dict[str, Any], *, show_documents: bool, alr
 
 
 def show_pooled(out: Console, metrics: Mapping[str, Any]) -> None:
-    """What the defended model refuses more or less often over all tasks, and what it keeps of the untuned model's utility; in words, undecided included."""
+    """What the defended model refuses more or less often over all tasks, in words, undecided included."""
     if found := metrics.get("differences"):
         out.print("The same over all tasks (bootstrap and sign flips over documents, Holm over the sets):")
     for one in found or ():
         points = f"{100 * one['value']:+6.1f} points ({100 * one['low']:.1f} to {100 * one['high']:.1f})"
         out.print(f"  {one['set']:9} {'all':14} {points}, p = {one['p_holm']:.3g}: {one['says']}")
-    if kept := metrics.get("retention"):
-        out.print(f"Utility kept, defended / untuned, with a 95% lower bound; at least {kept[0]['margin']:g} is wanted:")
-    for one in kept or ():
-        value = "not measured" if one["value"] is None else f"{one['value']:.3f}"
-        low = "no bound" if one["low"] is None else f"at least {one['low']:.3f}"
-        out.print(f"  {one['task']:14} {one['measure']:16} {value} ({low}): {one['says']}")
+
+
+def show_utility(out: Console, models: Mapping[str, Any]) -> None:
+    """What the models are worth on benign documents, what the defended one keeps of it, and what it does to the perplexity of general answers."""
+    if any(metrics.get("utility") or metrics.get("retention") for metrics in models.values()):
+        out.print(utility_table(models))
+    for metrics in models.values():
+        if one := metrics.get("perplexity"):
+            ratio = f"{one['ratio']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
+            out.print(f"Perplexity of general answers, defended / untuned: {ratio}, {one['rows']} answers, {one['tokens']} tokens.")
+
+
+def utility_table(models: Mapping[str, Any]) -> Table:
+    """Utility by task and measure, one column a model, and what is kept of the untuned model's where two are set side by side."""
+    kept = {(one["task"], one["measure"]): one for metrics in models.values() for one in metrics.get("retention") or ()}
+    table = Table(title="Utility on benign documents (95% interval)", title_justify="left")
+    for column in ("task", "measure", "against"):
+        table.add_column(column)
+    for name in models:
+        table.add_column(name, justify="right")
+    if kept:
+        margin = next(iter(kept.values()))["margin"]
+        table.caption = f"kept: defended / untuned, with a one-sided 95% lower bound; at least {margin:g} is wanted"
+        table.caption_justify = "left"
+        table.add_column("kept")
+    cells = {name: {(one["task"], one["measure"]): one for one in metrics.get("utility") or ()} for name, metrics in models.items()}
+    for place in dict.fromkeys([*(place for found in cells.values() for place in found), *kept]):
+        against = next(one.get("against", "") for one in (*(found.get(place) for found in cells.values()), kept.get(place)) if one)
+        table.add_row(*place, against, *(_worth(found.get(place)) for found in cells.values()), *([_kept(kept.get(place))] if kept else []))
+    return table
+
+
+def _worth(one: Mapping[str, Any] | None) -> str:
+    if one is None:
+        return ""
+    unread = f", {one['unread']} unread" if one.get("unread") else ""
+    return f"{one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f}){unread}"
+
+
+def _kept(one: Mapping[str, Any] | None) -> str:
+    if one is None:
+        return ""
+    value = "not measured" if one["value"] is None else f"{one['value']:.3f}"
+    low = "no bound" if one["low"] is None else f"at least {one['low']:.3f}"
+    return f"{value} ({low}): {one['says']}"
 
 
 def show_advice(out: Console, metrics: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from docward.dataset.refusals import refusal
 from docward.documents.duplicates import words_of
 from docward.errors import DocumentError
 from docward.records import text_hash
-from docward.tasks import document_for, system_prompt
+from docward.tasks import LABELLED, document_for, system_prompt
 from docward.types import Document, Example, Label, Position, Split, Task, Want
 
 GENERAL = "general"
@@ -135,7 +135,7 @@ def _example(document: Document, task: Task, plan: Plan) -> Example | None:
     shared = Random(f"{plan.seed}|{document.matched}|{task.name}")  # matched documents are asked in the same words
     offered = task.asked(document.language)
     wording = shared.randrange(len(offered))
-    text, gold = _text_and_gold(task.name, document.text)
+    text, gold = text_and_gold(task.name, document)
     if text is None:
         return None
     malicious = document.label == Label.MALICIOUS
@@ -157,8 +157,14 @@ def _example(document: Document, task: Task, plan: Plan) -> Example | None:
     )
 
 
-def _text_and_gold(task: str, text: str) -> tuple[str | None, str]:
-    """The document as the task shows it and the gold answer, or no answer where only a model can give one."""
+def text_and_gold(task: str, document: Document) -> tuple[str | None, str]:
+    """The document as the task shows it and the gold answer, or no answer where only a model can give one; no text where it is none for the task.
+
+    The gold of the document's row comes first, but for tasks whose gold is a mere label. Else `case` and `next_sentence` take theirs from the text.
+    """
+    text = document.text
+    if task in document.gold and task not in LABELLED:
+        return text, document.gold[task]
     if task == "case":
         part = excerpt(text, CASE_WORDS)
         if not has_case(part):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from sys import intern
@@ -23,6 +23,7 @@ from docward.documents.sources import source_rows
 from docward.errors import DocumentError
 from docward.recipe import Source
 from docward.records import typed, whole_file
+from docward.tasks import TASKS
 from docward.types import Document, Label, Split
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Job:
     tidy: bool
     rows: list[Row]
     contaminated: Path | None
+    tasks: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,26 +89,45 @@ class Kept:
     clusters: dict[str, int]
 
 
-def import_shards(sources: Sequence[Source], work: Path, *, tidy: bool, num_proc: int | None, contaminated: Path | None, progress: Progress) -> None:
+def import_shards(
+    sources: Sequence[Source],
+    work: Path,
+    *,
+    tidy: bool,
+    num_proc: int | None,
+    contaminated: Path | None,
+    tasks: Collection[str] = TASKS,
+    progress: Progress,
+) -> None:
     """Read sources into shards; shards that are there already are not made again.
+
+    Args:
+        sources: where the documents are.
+        work: where the shards go.
+        tidy: mend mojibake and drop boilerplate.
+        num_proc: processes; default: one a core.
+        contaminated: the word windows of evaluation sets (see `write_forbidden`); documents that have one are left out.
+        tasks: the names that documents may have gold for.
+        progress: told how many documents were read.
 
     Raises:
         DocumentError: a source or a row of it cannot be used.
     """
     place = work / "shards"
     done = 0
-    for rows in in_order(_write_shard, _jobs(sources, place, tidy=tidy, contaminated=contaminated), num_proc=num_proc):
+    jobs = _jobs(sources, place, tidy=tidy, contaminated=contaminated, tasks=tuple(tasks))
+    for rows in in_order(_write_shard, jobs, num_proc=num_proc):
         done += rows
         progress("documents read", done, 0)
 
 
-def _jobs(sources: Sequence[Source], place: Path, *, tidy: bool, contaminated: Path | None) -> Iterator[Job]:
+def _jobs(sources: Sequence[Source], place: Path, **how: Any) -> Iterator[Job]:
     number = 0
     for source in sources:
         label = Label(source.label) if source.label else None
         rest, first = source_rows(source), number
         while rows := _some(rest):
-            yield Job(place / f"documents-{number:05}.parquet", label, tidy, rows, contaminated)
+            yield Job(place / f"documents-{number:05}.parquet", label, rows=rows, **how)
             number += 1
         if number == first:
             raise DocumentError(f"{source.title} gives no documents: it is empty.")
@@ -131,10 +152,10 @@ def _write_shard(job: Job) -> int:
     if job.path.is_file():
         return len(job.rows)
     counts: Counter[str] = Counter()
-    columns: dict[str, list[Any]] = {name: [] for name in (*FIELDS, "words", "folded", "signature", "place")}
+    columns: dict[str, list[Any]] = {name: [] for name in (*FIELDS, "gold", "words", "folded", "signature", "place")}
     forbidden = _forbidden(job.contaminated)
     for row in job.rows:
-        document = to_document(row.values, label=job.label, where=row.where, clean=_counted_tidy(counts) if job.tidy else clean)
+        document = to_document(row.values, label=job.label, where=row.where, clean=_counted_tidy(counts) if job.tidy else clean, tasks=job.tasks)
         if document is None:
             counts["empty"] += 1
             continue
@@ -145,12 +166,13 @@ def _write_shard(job: Job) -> int:
         for name in FIELDS:
             value = getattr(document, name)
             columns[name].append(str(value) if isinstance(value, str) else value)
+        columns["gold"].append(list(document.gold.items()))
         columns["words"].append(len(words_of(document.text)))
         columns["folded"].append(mark.folded)
         columns["signature"].append(mark.signature)
         columns["place"].append(whole(row.where))
     strings = {name: pyarrow.string() for name in (*FIELDS, "folded", "place")}
-    types = strings | {"words": pyarrow.int64(), "signature": pyarrow.binary(4 * PERMUTATIONS)}
+    types = strings | {"gold": pyarrow.map_(pyarrow.string(), pyarrow.string()), "words": pyarrow.int64(), "signature": pyarrow.binary(4 * PERMUTATIONS)}
     schema = pyarrow.schema(list(types.items()), metadata={"counts": json.dumps(counts)})
     with whole_file(job.path) as draft:
         pyarrow.parquet.write_table(pyarrow.table([pyarrow.array(columns[name], types[name]) for name in types], schema=schema), draft)
@@ -311,7 +333,7 @@ def shard_documents(path: Path, entries: Sequence[Entry]) -> list[Document]:
     """The documents of one shard that `entries` keep, in their order, with the ids, splits and clusters decided since."""
     import pyarrow.parquet
 
-    rows = pyarrow.parquet.read_table(path, columns=list(FIELDS)).to_pylist()
+    rows = pyarrow.parquet.read_table(path, columns=[*FIELDS, "gold"]).to_pylist(maps_as_pydicts="strict")
     return [
         typed(Document, rows[entry.row] | {"id": entry.id, "split": entry.split, "cluster": entry.cluster}, where=f"{path}, row {entry.row}")
         for entry in entries

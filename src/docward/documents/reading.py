@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from docward.documents.cleaning import clean, whole
+from docward.documents.gold import gold_of
 from docward.documents.paper import is_paper_file, paper_documents
 from docward.documents.texts import MARKUP, OFFICE, PLAIN, closed, encoding_of, misread, read_text, shown
 from docward.errors import DocumentError
 from docward.records import LONGEST_LINE, read_lines, text_hash, typed
+from docward.tasks import TASKS
 from docward.types import Document, Label
 
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
@@ -219,14 +221,23 @@ def _folder_rows(folder: Path, encoding: str) -> Iterator[Row]:
         yield Row(str(path), {"text": read_text(path, encoding=encoding), "id": path.relative_to(folder).as_posix()})
 
 
-FIELDS = frozenset(field for field in Document.__slots__ if field != "cluster")
+FIELDS = frozenset(field for field in Document.__slots__ if field not in ("cluster", "gold"))
 
 
-def to_document(values: Mapping[str, Any], *, label: Label | None, where: str, clean: Callable[[str], str] = clean) -> Document | None:
+def to_document(
+    values: Mapping[str, Any], *, label: Label | None, where: str, clean: Callable[[str], str] = clean, tasks: Collection[str] = TASKS
+) -> Document | None:
     """Make a document of a row with the fields of `Document`; None if its text is empty.
 
+    Args:
+        values: the row; gold stands in it as `gold_of` says.
+        label: what all rows are; a row that says otherwise is an error.
+        where: the row's place, for messages.
+        clean: what is done to its text.
+        tasks: the names that gold may be for.
+
     Raises:
-        DocumentError: no text, no label, or one that is not allowed.
+        DocumentError: no text, no label, or one that is not allowed, or gold that cannot be used.
     """
     text = values.get("text")
     if not isinstance(text, str):
@@ -241,8 +252,9 @@ def to_document(values: Mapping[str, Any], *, label: Label | None, where: str, c
         raise DocumentError(f"{where}: the row says {said!r}, but the file was given as {label.value!r} documents.")
     if not (text := clean(text)):
         return None
-    known = {field: whole(value) if isinstance(value, str) else value for field in FIELDS if (value := values.get(field)) not in (None, "")}
-    return typed(Document, known | {"text": text, "label": said, "id": str(known.get("id", text_hash(text)))}, where=where)
+    known: dict[str, Any] = {field: whole(value) if isinstance(value, str) else value for field in FIELDS if (value := values.get(field)) not in (None, "")}
+    known |= {"text": text, "label": said, "id": str(known.get("id", text_hash(text))), "gold": gold_of(values, tasks=tasks, where=where)}
+    return typed(Document, known, where=where)
 
 
 def read_documents(path: Path, *, label: Label | None = None) -> list[Document]:
@@ -264,14 +276,17 @@ def read_documents(path: Path, *, label: Label | None = None) -> list[Document]:
     return found
 
 
-def starter_path() -> Path:
-    """The file of the documents written for this project."""
-    return Path(str(files("docward.corpus") / "starter.jsonl"))
+OWN = ("starter", "plain")  # the presets that come with the package
 
 
-def starter_documents() -> list[Document]:
-    """The documents written for this project; each says in `split` whether it is for training or held out."""
-    return read_documents(starter_path())
+def own_path(preset: str) -> Path:
+    """The file of documents written for this project."""
+    return Path(str(files("docward.corpus") / f"{preset}.jsonl"))
+
+
+def own_documents(preset: str = "starter") -> list[Document]:
+    """Documents written for this project; each says in `split` whether it is for training or held out."""
+    return read_documents(own_path(preset))
 
 
 def general_instructions() -> list[tuple[str, str]]:

@@ -13,12 +13,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from docward.documents.reading import FIELDS, Row, file_rows, folder_files, is_folder, starter_path
+from docward.documents.reading import FIELDS, OWN, Row, file_rows, folder_files, is_folder, own_path
 from docward.documents.texts import closed, shown
 from docward.errors import DocumentError
 from docward.presets import Preset, get_preset
 from docward.recipe import Source, as_text
 from docward.records import file_hash, text_hash
+from docward.tasks import GOLD_COLUMN
 from docward.types import Label
 
 
@@ -41,7 +42,7 @@ def _named_rows(source: Source, preset: Preset | None) -> Iterator[Row]:
         for place, values in enumerate(_preset_rows(preset, row) if preset else [row.values]):
             fields = _fields(source, Row(row.where, dict(values)))
             fields = {name: value for name, value in said.items() if value is not None} | fields
-            if preset and preset.name != "starter" and "id" not in fields:
+            if preset and preset.name not in OWN and "id" not in fields:
                 fields["id"] = f"{preset.name}-{text_hash(str(fields.get('text')))}" + (f"-{place}" if place else "")
             yield Row(row.where, fields)
 
@@ -57,7 +58,7 @@ def _preset_rows(preset: Preset, row: Row) -> Iterator[dict[str, Any]]:
 
 def _fields(source: Source, row: Row) -> dict[str, Any]:
     """A row by the names of a document's fields. Columns that are none of its fields are left out."""
-    values = {name: value for name, value in row.values.items() if name in FIELDS}
+    values = {name: value for name, value in row.values.items() if name in FIELDS or name == "gold" or str(name).startswith(GOLD_COLUMN)}
     for field, column in source.columns.items():
         if column not in row.values:
             raise DocumentError(f"{row.where}: there is no column {column!r} for `{field}`. There are: {', '.join(map(str, sorted(row.values)))[:300]}.")
@@ -87,8 +88,8 @@ def _label_text(value: Any) -> str:
 def _raw_rows(source: Source, preset: Preset | None) -> Iterator[Row]:
     if source.path:
         return file_rows(Path(source.path), encoding=source.encoding, delimiter=source.delimiter)
-    if preset and preset.name == "starter":
-        return file_rows(starter_path())
+    if preset and preset.name in OWN:
+        return file_rows(own_path(preset.name))
     if preset:
         return hub_rows(preset.hub, name=source.name or preset.config, split=source.split or preset.split, revision=source.revision, streaming=source.streaming)
     return hub_rows(str(source.hub), name=source.name, split=source.split or "train", revision=source.revision, streaming=source.streaming)
@@ -124,7 +125,7 @@ def source_hash(source: Source) -> str:
         DocumentError: the file or folder is not there.
     """
     if not source.path:
-        return file_hash(starter_path()) if source.preset == "starter" else f"{source.title}@{source.revision or 'latest'}"
+        return file_hash(own_path(source.preset)) if source.preset in OWN else f"{source.title}@{source.revision or 'latest'}"
     path = Path(source.path)
     if not is_folder(path):
         return _hash(path)

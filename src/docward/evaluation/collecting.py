@@ -1,7 +1,8 @@
-"""Replies of several processes and several runs in one file: held by one evaluation, each key once, in the order of documents and tasks.
+"""Rows of several processes and several runs in one file: held by one evaluation, each key once, in the order of documents and tasks.
 
 In: an evaluation's folder. Each process appends to a file of its own where a launcher started several (`replies.part-1.jsonl`); process 0 takes these into
-`replies.jsonl`, also those that killed processes left. Out: the same bytes however many processes there were and wherever they were stopped.
+`replies.jsonl`, also those that killed processes left; likewise `likelihoods.jsonl`. Out: the same bytes however many processes there were and wherever they
+were stopped.
 """
 
 from __future__ import annotations
@@ -9,18 +10,19 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from docward import processes
 from docward.errors import RunError, StorageError
 from docward.records import KeyedLog, Rows, whole_file
-from docward.types import Document, Reply
+from docward.types import Document
 
-PART = "replies.part-{}.jsonl"
+REPLIES, LIKELIHOODS = "replies", "likelihoods"  # the names of the files, and whose rows they hold
+PART = "{}.part-{}.jsonl"
 AT_A_TIME = 1000  # rows taken in before the disk is waited for
 
 
@@ -55,9 +57,9 @@ def _locked(lock: IO[str], place: Path) -> bool:
     return False
 
 
-def own_file(folder: Path) -> Path:
-    """Where this process appends its replies."""
-    return folder / (PART.format(processes.rank()) if processes.count() > 1 else "replies.jsonl")
+def own_file(folder: Path, name: str) -> Path:
+    """Where this process appends its rows."""
+    return folder / (PART.format(name, processes.rank()) if processes.count() > 1 else f"{name}.jsonl")
 
 
 def share(documents: Sequence[Document]) -> set[str]:
@@ -66,17 +68,16 @@ def share(documents: Sequence[Document]) -> set[str]:
     return {document.id for document in dealt[processes.rank() :: processes.count()]}
 
 
-def take_in(folder: Path) -> set[str]:
-    """Move the rows of all processes' own files into `replies.jsonl`; gives the keys that are there now.
+def take_in(folder: Path, name: str, kind: type[Any]) -> set[str]:
+    """Move the rows of all processes' own files, records of `kind`, into `<name>.jsonl`; gives the keys that are there now.
 
     Raises:
         RunError: a process that is thought dead still writes.
     """
-    with KeyedLog(folder / "replies.jsonl") as log:
-        for part in sorted(folder.glob(PART.format("*"))):
+    with KeyedLog(folder / f"{name}.jsonl") as log:
+        for part in sorted(folder.glob(PART.format(name, "*"))):
             with KeyedLog(part) as rows:  # held and mended: the process may have been killed while it wrote
-                replies: Iterable[Reply] = Rows(part, Reply) if rows.keys else ()
-                rest = iter(replies)
+                rest = iter(Rows(part, kind) if rows.keys else ())
                 while some := list(islice(rest, AT_A_TIME)):
                     log.append(some)
                 part.unlink()

@@ -1,7 +1,8 @@
 """The evaluation stage: documents x tasks -> replies -> verdicts -> metrics.
 
 In: a loaded model, or one behind a server, and documents. Out: a folder with `replies.jsonl` (appended as they come, put in order at the end),
-`verdicts.jsonl` and `metrics.json`. Generating and judging are separate steps, so a judge can be changed without generating again.
+`likelihoods.jsonl` (likewise, of a loaded model), `verdicts.jsonl` and `metrics.json`. Generating and judging are separate steps, so a judge can be changed
+without generating again.
 """
 
 from __future__ import annotations
@@ -17,12 +18,24 @@ from typing import Any
 from docward import processes
 from docward.errors import RunError
 from docward.evaluation.attempts import attempts
-from docward.evaluation.collecting import AT_A_TIME, held, own_file, put_in_order, share, take_in
+from docward.evaluation.collecting import AT_A_TIME, LIKELIHOODS, REPLIES, held, own_file, put_in_order, share, take_in
 from docward.evaluation.generating import Generated, Prompt, generate
 from docward.evaluation.judges import Judge, get_judge
 from docward.evaluation.judging import judge_replies
+from docward.evaluation.likelihood import (
+    NEXT_SENTENCE,
+    GeneralAnswer,
+    Likelihood,
+    Measured,
+    general_texts,
+    likelihood_retention,
+    likelihood_utility,
+    log_likelihoods,
+    next_sentences,
+    perplexity_ratio,
+)
 from docward.evaluation.rates import advice, balance, differences, paired, pooled, rates
-from docward.evaluation.utility import retention, utility
+from docward.evaluation.utility import Golds, golds_of, retention, utility
 from docward.models import Loaded
 from docward.records import KeyedLog, Rows, read_rows, write_json, write_rows
 from docward.rendering import compose
@@ -35,7 +48,7 @@ Progress = Callable[[str, int, int], None]  # what is going on, how much is done
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is asked of a model under evaluation."""
+    """What is asked of a model under evaluation; `general` are answers whose perplexity is measured."""
 
     tasks: tuple[Task, ...]
     system: str = ""
@@ -44,6 +57,17 @@ class Settings:
     max_new_tokens: int = 32
     max_batch_tokens: int = 16384
     max_length: int | None = None
+    general: tuple[GeneralAnswer, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Untuned:
+    """What the untuned model did on the same prompts: its replies by key, its verdicts, and how likely it finds the texts."""
+
+    replies: Mapping[str, str]
+    verdicts: Sequence[Verdict]
+    likelihoods: Sequence[Likelihood]
+    margin: float  # the share of its utility that has to be kept
 
 
 def wording_of(task: Task, document: Document, wordings: str) -> tuple[int, str]:
@@ -65,6 +89,14 @@ def planned_replies(documents: Sequence[Document], settings: Settings) -> list[R
     return planned
 
 
+def planned_texts(documents: Sequence[Document], settings: Settings) -> Iterator[Measured]:
+    """Every text whose likelihood an evaluation measures: next sentences where that is one of the tasks, and general answers."""
+    for task in settings.tasks:
+        if task.name == NEXT_SENTENCE:
+            yield from next_sentences(documents, {document.id: wording_of(task, document, settings.wordings) for document in documents})
+    yield from general_texts(settings.general)
+
+
 def evaluate(
     model: Loaded | Server, documents: Sequence[Document], settings: Settings, folder: Path, *, progress: Progress = lambda *_: None
 ) -> dict[str, Any]:
@@ -78,23 +110,31 @@ def evaluate(
         ModelError: a server has no such model, or lets nobody in with this key.
     """
     planned = {reply.key: reply for reply in planned_replies(documents, settings)}
+    texts = {text.key: text for text in planned_texts(documents, settings)} if isinstance(model, Loaded) else {}  # a server gives no likelihoods
     processes.wait()
     with ExitStack() as stack:
-        waiting, fingerprint = processes.on_main(lambda: _begin(stack, model, settings, folder, planned))
+        waiting, unmeasured, fingerprint = processes.on_main(lambda: _begin(stack, model, settings, folder, planned, texts))
         if fingerprint != model.fingerprint:
             raise RunError(
                 f"Process {processes.rank()} holds other weights than process 0, or in another precision. Processes must stand on like machines: "
                 "CPUs that differ in their speed in bfloat16 load a model in different precisions."
             )
-        why = processes.gathered(_collect(model, documents, [planned[key] for key in waiting], settings, folder, progress))
-        return processes.on_main(lambda: _finish(documents, settings, folder, list(planned), sum(why, Counter[str]())))
+        mine = _collect(model, documents, [planned[key] for key in waiting], settings, folder, progress)
+        if isinstance(model, Loaded):
+            _measure(model, [texts[key] for key in unmeasured], settings, folder, progress)
+        why = sum(processes.gathered(mine), Counter[str]())
+        return processes.on_main(lambda: _finish(documents, settings, folder, list(planned), list(texts), why))
 
 
-def _begin(stack: ExitStack, model: Loaded | Server, settings: Settings, folder: Path, planned: Iterable[str]) -> tuple[list[str], str]:
+def _begin(
+    stack: ExitStack, model: Loaded | Server, settings: Settings, folder: Path, planned: Iterable[str], texts: Mapping[str, Measured]
+) -> tuple[list[str], list[str], str]:
+    """Hold the folder and claim it; which replies and which likelihoods are not there yet, and the model's fingerprint."""
     stack.enter_context(held(folder))
     claim_folder(folder, model, settings)
-    there = take_in(folder)
-    return [key for key in planned if key not in there], model.fingerprint
+    there = take_in(folder, REPLIES, Reply)
+    measured = take_in(folder, LIKELIHOODS, Likelihood) if texts else set()
+    return [key for key in planned if key not in there], [key for key in texts if key not in measured], model.fingerprint
 
 
 def _collect(
@@ -109,7 +149,7 @@ def _collect(
     what = "replies" if processes.count() == 1 else "replies, this process's share"
     why: Counter[str] = Counter()
     progress(what, done, total)
-    with KeyedLog(own_file(folder)) as log:
+    with KeyedLog(own_file(folder, REPLIES)) as log:
         for batch in _replies(model, list(missing.values()), settings):
             answers = [one for one in batch if isinstance(one, Generated)]
             log.append([_filled(missing[one.key], one.text, one.dropped, one.finished) for one in answers])
@@ -117,6 +157,19 @@ def _collect(
             done += len(answers)
             progress(what, done, total)
     return why
+
+
+def _measure(loaded: Loaded, texts: Sequence[Measured], settings: Settings, folder: Path, progress: Progress) -> None:
+    """Measure this process's share of the texts, each on disk as it comes."""
+    if not texts:
+        return
+    longest_first = sorted(texts, key=lambda text: -len(text.document) - len(text.text))
+    own = longest_first[processes.rank() :: processes.count()]
+    limit = min(settings.max_length or loaded.context, loaded.context)
+    with KeyedLog(own_file(folder, LIKELIHOODS)) as log:
+        for done, one in enumerate(log_likelihoods(loaded, own, system=settings.system, limit=limit), 1):
+            log.append([one])
+            progress("likelihoods", done, len(own))
 
 
 def _replies(model: Loaded | Server, asked: Sequence[Reply], settings: Settings) -> Iterator[Sequence[Generated | Failure]]:
@@ -131,14 +184,15 @@ def _replies(model: Loaded | Server, asked: Sequence[Reply], settings: Settings)
     yield from generate(model, prompts, max_new_tokens=settings.max_new_tokens, **limits)
 
 
-def _finish(documents: Sequence[Document], settings: Settings, folder: Path, keys: Sequence[str], why: Counter[str]) -> dict[str, Any]:
-    there = take_in(folder)
+def _finish(documents: Sequence[Document], settings: Settings, folder: Path, keys: Sequence[str], texts: Sequence[str], why: Counter[str]) -> dict[str, Any]:
+    there = take_in(folder, REPLIES, Reply)
+    if texts:
+        take_in(folder, LIKELIHOODS, Likelihood)
     missing = sum(key not in there for key in keys)
     if missing == len(keys):
         reasons = "; ".join(f"{one} ({times})" for one, times in why.most_common(3))
         raise RunError(f"Not one of {missing} replies came: {reasons}. Run the same command again once the server answers.")
-    originals = {document.id: document.text for document in documents}
-    return judge_folder(folder, originals, judge=settings.judge, keys=keys, missing={"replies": missing, "why": dict(why)})
+    return judge_folder(folder, golds_of(documents), judge=settings.judge, keys=keys, texts=texts, missing={"replies": missing, "why": dict(why)})
 
 
 def _filled(reply: Reply, text: str, dropped: int, finished: bool) -> Reply:
@@ -172,16 +226,18 @@ def claim_folder(folder: Path, model: Loaded | Server, settings: Settings, **mor
 
 
 def judge_folder(
-    folder: Path, originals: Mapping[str, str], *, judge: str, keys: Sequence[str] | None = None, missing: Mapping[str, Any] | None = None
+    folder: Path, golds: Golds, *, judge: str, keys: Sequence[str] | None = None, texts: Sequence[str] = (), missing: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Judge the replies in a folder and write `verdicts.jsonl` and `metrics.json`; `keys` keeps only those replies, in that order.
+    """Judge the replies in a folder and write `verdicts.jsonl` and `metrics.json`; `keys` keeps only those replies and `texts` those likelihoods, in order.
 
     Replies are read from the file as they are needed: what grows in memory is their keys and the counts by document, not the texts.
     """
     first = None if keys is None else put_in_order(folder / "replies.jsonl", keys)
     replies = Rows(folder / "replies.jsonl", Reply, first=first)
     write_rows(folder / "verdicts.jsonl", _judged(replies, get_judge(judge)))
-    metrics = model_metrics(replies, Rows(folder / "verdicts.jsonl", Verdict), originals=originals)
+    place = folder / "likelihoods.jsonl"
+    likelihoods = Rows(place, Likelihood, first=put_in_order(place, texts)) if texts else ()
+    metrics = model_metrics(replies, Rows(folder / "verdicts.jsonl", Verdict), golds=golds, likelihoods=likelihoods)
     metrics["missing"] = dict(missing or {"replies": 0, "why": {}})
     write_json(folder / "metrics.json", metrics)
     return metrics
@@ -194,22 +250,24 @@ def _judged(replies: Iterable[Reply], judge: Judge) -> Iterator[Verdict]:
 
 
 def model_metrics(
-    replies: Iterable[Reply],
-    verdicts: Iterable[Verdict],
-    *,
-    originals: Mapping[str, str],
-    untuned: Mapping[str, str] | None = None,
-    against: Iterable[Verdict] = (),
+    replies: Iterable[Reply], verdicts: Iterable[Verdict], *, golds: Golds, likelihoods: Iterable[Likelihood] = (), untuned: Untuned | None = None
 ) -> dict[str, Any]:
-    """What `metrics.json` says of one model; `untuned` holds the untuned model's replies by key, `against` its verdicts. All are read more than once."""
+    """What `metrics.json` says of one model; `untuned` is what it is set against. All are read more than once."""
+    theirs = untuned.replies if untuned else None
+    against = untuned.verdicts if untuned else ()
+    kept = []
+    if untuned:
+        kept = retention(replies, golds=golds, untuned=untuned.replies, margin=untuned.margin)
+        kept += likelihood_retention(likelihoods, untuned.likelihoods, margin=untuned.margin)
     return {
         "rates": [asdict(rate) for rate in rates(verdicts)],
         "pooled": {name: asdict(rate) for name, rate in pooled(verdicts).items()},
         "balance": (found := balance(verdicts)) and asdict(found),
         "attempts": [asdict(one) for one in attempts(replies, verdicts)],
         **_extent(replies),
-        "utility": [asdict(one) for one in utility(replies, originals=originals, untuned=untuned)],
-        "retention": [asdict(one) for one in retention(replies, originals=originals, untuned=untuned)] if untuned is not None else [],
+        "utility": [asdict(one) for one in [*utility(replies, golds=golds, untuned=theirs), *likelihood_utility(likelihoods)]],
+        "retention": [asdict(one) for one in kept],
+        "perplexity": perplexity_ratio(likelihoods, untuned.likelihoods) if untuned else None,
         "differences": [asdict(one) for one in differences(verdicts, against)],
         "advice": advice(verdicts, against),
     }
@@ -226,13 +284,14 @@ def _extent(replies: Iterable[Reply]) -> dict[str, dict[str, int]]:
     return {"documents": {label.value: found[label] for label in Label}, "dropped": {"replies": cut, "tokens": tokens}}
 
 
-def compare(first: Path, second: Path, originals: Mapping[str, str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Set a model's folder against the untuned model's: its metrics with utility against untuned replies, and the paired tests."""
+def compare(first: Path, second: Path, golds: Golds, *, margin: float) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Set a model's folder against the untuned model's: its metrics with what it keeps of the untuned one's utility, and the paired tests."""
     replies = [read_rows(folder / "replies.jsonl", Reply) for folder in (first, second)]
     verdicts = [read_rows(folder / "verdicts.jsonl", Verdict) for folder in (first, second)]
+    likelihoods = [read_rows(place, Likelihood) if (place := folder / "likelihoods.jsonl").is_file() else [] for folder in (first, second)]
     judged = {verdict.key for verdict in verdicts[0]}
-    untuned = {reply.key: reply.reply for reply in replies[1]}
+    untuned = Untuned({reply.key: reply.reply for reply in replies[1]}, verdicts[1], likelihoods[1], margin)
     mine = [reply for reply in replies[0] if reply.key in judged]
-    metrics = model_metrics(mine, verdicts[0], originals=originals, untuned=untuned, against=verdicts[1])
+    metrics = model_metrics(mine, verdicts[0], golds=golds, likelihoods=likelihoods[0], untuned=untuned)
     write_json(first / "metrics.json", metrics)
     return metrics, [asdict(one) for one in paired(*verdicts)]

@@ -7,11 +7,11 @@ there together (`branching`); `share=False` is the plain way, padded rows, which
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from docward.models import unwrapped
+from docward.models import token_biases, unwrapped
 from docward.records import text_hash
 from docward.rendering import Rendered, render
 from docward.types import Position
@@ -73,41 +73,81 @@ def generate(
     Raises:
         RecipeError: the limit leaves no room for a document.
     """
-    limit = min(max_length or loaded.context, loaded.context)
-    asked: dict[tuple[str, Position, str], list[Prompt]] = defaultdict(list)
-    for prompt in prompts:
-        asked[prompt.document, prompt.position, prompt.system].append(prompt)
     share = share and can_share(loaded.model)
-    groups = [_group(some, [_rendered(loaded, prompt, limit, max_new_tokens) for prompt in some], share=share) for some in asked.values()]
-    groups.sort(key=lambda group: -group.longest)  # longest first: an estimate of the time left errs on the safe side
-    for batch in _batches(groups, max_new_tokens, max_batch_tokens):
-        sampler = _sampler(temperature, text_hash(str(seed), *(prompt.key for group in batch for prompt in group.prompts)))
+    for batch in _planned(loaded, prompts, max_new_tokens, max_batch_tokens, max_length, share=share):
+        rows = [pair for group in batch for pair in group.pairs]
+        sampler = _sampler(temperature, text_hash(str(seed), *(prompt.key for prompt, _ in rows)), token_biases(loaded.model))
         texts = _answer(loaded, batch, max_new_tokens, sampler)
-        asked_rows = [(prompt, row) for group in batch for prompt, row in zip(group.prompts, group.rows, strict=True)]
-        yield [Generated(prompt.key, text, row.dropped, finished) for (prompt, row), (text, finished) in zip(asked_rows, texts, strict=True)]
+        yield [Generated(prompt.key, text, row.dropped, finished) for (prompt, row), (text, finished) in zip(rows, texts, strict=True)]
 
 
-def _rendered(loaded: Loaded, prompt: Prompt, limit: int, reserve: int) -> Rendered:
-    asked = {"document": prompt.document, "instruction": prompt.instruction, "system": prompt.system, "opening": prompt.opening}
-    return render(loaded.tokenizer, **asked, position=prompt.position, limit=limit, reserve=reserve)
+def first_logits(
+    loaded: Loaded, prompts: Sequence[Prompt], *, max_batch_tokens: int = 16384, max_length: int | None = None
+) -> Iterator[tuple[list[str], torch.Tensor]]:
+    """What the model thinks of each prompt's first reply token, batch by batch: keys, and float32 logits (prompts, vocabulary) with no bias added."""
+    import torch
+
+    from docward.evaluation.branching import decode, left_padded
+
+    seen: list[torch.Tensor] = []
+
+    def look(logits: torch.Tensor) -> torch.Tensor:
+        seen.append(logits.float())
+        return logits.argmax(-1)
+
+    model: Any = loaded.model
+    for batch in _planned(loaded, prompts, 1, max_batch_tokens, max_length, share=can_share(model)):
+        with torch.inference_mode():
+            if all(group.prefix for group in batch):
+                decode(loaded, [group.document for group in batch], [group.tails for group in batch], 1, choose=look)
+            else:
+                ids, mask = left_padded([row.ids for group in batch for _, row in group.pairs], loaded)
+                positions = (mask.cumsum(-1) - 1).clamp(min=0)
+                look(model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, use_cache=False).logits[:, -1])
+        yield [prompt.key for group in batch for prompt, _ in group.pairs], torch.cat(seen).clone()  # cloned out here, it can be written to
+        seen.clear()
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
     """Prompts on one document, rendered; their first `prefix` tokens are computed once for all of them (0: nothing is shared)."""
 
-    prompts: Sequence[Prompt]
-    rows: Sequence[Rendered]
+    pairs: Sequence[tuple[Prompt, Rendered]]
     prefix: int
 
     @property
     def longest(self) -> int:
         """Tokens of the longest prompt."""
-        return max(len(row.ids) for row in self.rows)
+        return max(len(row.ids) for _, row in self.pairs)
+
+    @property
+    def document(self) -> list[int]:
+        """The tokens that all prompts begin with."""
+        return self.pairs[0][1].ids[: self.prefix]
+
+    @property
+    def tails(self) -> list[list[int]]:
+        """What each prompt adds."""
+        return [row.ids[self.prefix :] for _, row in self.pairs]
 
 
-def _group(prompts: Sequence[Prompt], rows: Sequence[Rendered], *, share: bool) -> Group:
-    return Group(prompts, rows, common_prefix([row.ids for row in rows]) if share else 0)
+def _planned(loaded: Loaded, prompts: Sequence[Prompt], new: int, max_batch_tokens: int, max_length: int | None, *, share: bool) -> Iterator[list[Group]]:
+    """Batches of documents' prompts, longest first: an estimate of the time left errs on the safe side."""
+    limit = min(max_length or loaded.context, loaded.context)
+    asked: dict[tuple[str, Position, str], list[Prompt]] = defaultdict(list)
+    for prompt in prompts:
+        asked[prompt.document, prompt.position, prompt.system].append(prompt)
+    groups = []
+    for some in asked.values():
+        pairs = [(prompt, _rendered(loaded, prompt, limit, new)) for prompt in some]
+        groups.append(Group(pairs, common_prefix([row.ids for _, row in pairs]) if share else 0))
+    groups.sort(key=lambda group: -group.longest)
+    return _batches(groups, new, max_batch_tokens)
+
+
+def _rendered(loaded: Loaded, prompt: Prompt, limit: int, reserve: int) -> Rendered:
+    asked = {"document": prompt.document, "instruction": prompt.instruction, "system": prompt.system, "opening": prompt.opening}
+    return render(loaded.tokenizer, **asked, position=prompt.position, limit=limit, reserve=reserve)
 
 
 def _batches(groups: Sequence[Group], new: int, most: int) -> Iterator[list[Group]]:
@@ -125,7 +165,7 @@ def _batches(groups: Sequence[Group], new: int, most: int) -> Iterator[list[Grou
 def _held(batch: Sequence[Group], new: int) -> int:
     """Tokens whose keys and values a batch holds, padding included: each prefix once, each row's own tokens and its answer's."""
     own = max(group.longest - group.prefix for group in batch) + new
-    return len(batch) * max(group.prefix for group in batch) + sum(len(group.rows) for group in batch) * own
+    return len(batch) * max(group.prefix for group in batch) + sum(len(group.pairs) for group in batch) * own
 
 
 def can_share(model: Any) -> bool:
@@ -154,11 +194,9 @@ def _answer(loaded: Loaded, batch: Sequence[Group], new: int, sampler: Sampler) 
 
     with torch.inference_mode():
         if all(group.prefix for group in batch):
-            documents = [group.rows[0].ids[: group.prefix] for group in batch]
-            tails = [[row.ids[group.prefix :] for row in group.rows] for group in batch]
-            answers = decode(loaded, documents, tails, new, choose=sampler.choose)
+            answers = decode(loaded, [group.document for group in batch], [group.tails for group in batch], new, choose=sampler.choose)
         else:
-            answers = _plain(loaded, [row.ids for group in batch for row in group.rows], new, sampler)
+            answers = _plain(loaded, [row.ids for group in batch for _, row in group.pairs], new, sampler)
     return [_text(loaded, tokens, ends_of(loaded)) for tokens in answers]
 
 
@@ -179,9 +217,10 @@ GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "temperature": Non
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """How the next token is chosen: the likeliest, or drawn at a temperature."""
+    """How the next token is chosen: the likeliest, or drawn at a temperature. `biases` are added to tokens' logits, as `generate` does by itself."""
 
     temperature: float = 0.0
+    biases: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -190,17 +229,21 @@ class Sampler:
 
     def choose(self, logits: torch.Tensor) -> torch.Tensor:
         """(rows, vocabulary) to (rows,)."""
+        if self.biases:
+            logits = logits.clone()
+            for token, bias in self.biases.items():
+                logits[:, token] += bias
         if not self.temperature:
             return logits.argmax(-1)
         return (logits.float() / self.temperature).softmax(-1).multinomial(1)[:, 0]
 
 
-def _sampler(temperature: float, seed: str) -> Sampler:
+def _sampler(temperature: float, seed: str, biases: Mapping[int, float]) -> Sampler:
     import torch
 
     if temperature:
         torch.manual_seed(int(seed[:8], 16))
-    return Sampler(temperature)
+    return Sampler(temperature, biases)
 
 
 def _text(loaded: Loaded, tokens: list[int], ends: set[int]) -> tuple[str, bool]:

@@ -193,8 +193,8 @@ def judge_evaluation(folder: Path, judge: Judge, *, again: bool = False, progres
         outcomes, asked = judge_onto(known, replies, judge, as_row=lambda verdict: verdict, again=again, progress=progress)
         verdicts = read_rows(known, Verdict)
         before = json.loads((folder / "metrics.json").read_text(encoding="utf-8")) if (folder / "metrics.json").is_file() else {}
-        found = model_metrics(replies, verdicts, originals={reply.document_id: reply.document for reply in replies})
-        metrics = before | found | {name: before.get(name, []) for name in ("utility", "retention")}
+        found = model_metrics(replies, verdicts, golds={})
+        metrics = before | found | {name: before.get(name, nothing) for name, nothing in (("utility", []), ("retention", []), ("perplexity", None))}
         metrics.pop("corrected", None)  # of other verdicts
         write_json(folder / "metrics.json", metrics)
     judges = {name: sum(verdict.judge == name for verdict in verdicts) for name in dict.fromkeys(verdict.judge for verdict in verdicts)}

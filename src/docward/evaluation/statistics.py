@@ -20,6 +20,7 @@ DRAWS = 4000  # bootstrap draws: the interval's ends move by less than half a po
 DRAWN_AT_ONCE = 4_000_000  # counts in memory at a time (32 MB), however many documents there are
 FLIPS = 9999  # sign flips where there are too many for all: p = 0.05 is known to 0.004
 ALPHA = 0.05
+CHANCE = 10.8  # nats that a sure token loses if it falls to one chance in 50,000, about what vocabularies hold
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 
 
@@ -231,7 +232,33 @@ def retention(scores: np.ndarray, *, margin: float, seed: int = 0) -> Kept:
     if not worst[:, 1].all() or not best[:, 1].all():
         return Kept(_ratio(scores), None, None, UNDECIDED)
     low, high = float(np.quantile(worst[:, 0] / worst[:, 1], 1 - LEVEL)), float(np.quantile(best[:, 0] / best[:, 1], LEVEL))
-    return Kept(_ratio(scores), low, high, HOLDS if low >= margin else FAILS if high < margin else UNDECIDED)
+    return _kept(_ratio(scores), low, high, margin)
+
+
+def likelihood_kept(sums: np.ndarray, *, margin: float, seed: int = 0) -> Kept:
+    """Non-inferiority of likelihoods: whether the probability of a token, in the geometric mean over all, is above a margin of what it was.
+
+    The value is exp(sum of differences / sum of tokens), which is the untuned perplexity over the tuned one. Bounds are by a paired document bootstrap as in
+    `retention`. The document that is drawn among the seen ones for the lower bound is one that the tuned model would rather decline: its first token is no
+    likelier than by chance (`CHANCE`), the others are as they were.
+
+    Args:
+        sums: (documents, 2), the tuned model's log-likelihood less the untuned one's in nats, and the tokens that it is of.
+        margin: what share has to be kept, such as 0.95.
+        seed: of the draws.
+    """
+    import numpy as np
+
+    if not len(sums):
+        return Kept(None, None, None, UNDECIDED)
+    usual = float(sums[:, 1].mean())
+    worst, best = drawn_sums(_with(sums, [-CHANCE, usual]), seed=seed), drawn_sums(_with(sums, [0.0, usual]), seed=seed)
+    low, high = np.quantile(worst[:, 0] / worst[:, 1], 1 - LEVEL), np.quantile(best[:, 0] / best[:, 1], LEVEL)
+    return _kept(math.exp(_ratio(sums)), math.exp(low), math.exp(high), margin)
+
+
+def _kept(value: float, low: float, high: float, margin: float) -> Kept:
+    return Kept(value, low, high, HOLDS if low >= margin else FAILS if high < margin else UNDECIDED)
 
 
 def _with(rows: np.ndarray, *more: Sequence[float]) -> np.ndarray:

@@ -21,7 +21,8 @@ from docward.models import Loaded, attention, attention_of
 from docward.recipe import TuningSection
 from docward.records import text_hash, whole_folder
 from docward.rendering import END_OF_TURN, Rendered, render
-from docward.types import Example
+from docward.tuning.calibrating import refusal_token_id
+from docward.types import Example, Want
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,6 +67,14 @@ def render_examples(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Examp
     ]
 
 
+def begun_with(token: int, rendered: Sequence[Rendered], examples: Sequence[Example]) -> list[Rendered]:
+    """Put a token before the answers that refuse."""
+    return [
+        replace(row, ids=[*row.ids[: row.answer_start], token, *row.ids[row.answer_start :]]) if example.want == Want.REFUSE else row
+        for row, example in zip(rendered, examples, strict=True)
+    ]
+
+
 def tune(
     loaded: Loaded,
     examples: Sequence[Example],
@@ -96,7 +105,7 @@ def tune(
     Raises:
         RecipeError: nothing to learn on one side, settings that do not go together, a batch bound below one row.
         TuningError: the loss is NaN or explodes; checkpoints of another run, or damaged.
-        ModelError: the model has no modules with the wanted names, or its tokenizer no end token.
+        ModelError: the model has no modules with the wanted names or no such refusal token, or its tokenizer no end token.
         StorageError: no disk space for a checkpoint or the adapter.
     """
     import torch
@@ -164,7 +173,12 @@ def training_groups(
     if not section.anchor_weight:  # an example without weight teaches nothing
         examples = [one for one, weight in zip(examples, weights, strict=True) if weight]
         weights = [weight for weight in weights if weight]
-    rendered = render_examples(loaded.tokenizer, examples, min(section.max_length, loaded.context))
+    limit = min(section.max_length, loaded.context)
+    if section.refusal_token:
+        token = refusal_token_id(loaded.tokenizer, section.refusal_token)
+        rendered = begun_with(token, render_examples(loaded.tokenizer, examples, limit - 1), examples)
+    else:
+        rendered = render_examples(loaded.tokenizer, examples, limit)
     alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for place, one in enumerate(examples):
         alike[one.document_id, one.document, one.position, one.system].append(place)

@@ -1,0 +1,178 @@
+"""Which recipe defends best: named variants of a recipe, tuned on fixed seeds and splits, side by side in one table.
+
+    python bench/defence.py [NAME ...] [--seeds 0 1 2] [--documents malicious=FILE ...] [--output-dir runs/defence] [--log]
+
+Variants stand in `bench/defence.yaml`: a base recipe, and by name the keys that differ from it. Each variant and seed is a run folder of its own, so that a
+second start goes on where the first was stopped; what variants share is made once (untuned answers are in the user's cache, and so are untuned replies in the
+output folder). Each is measured on the held-out test documents of its recipe and, with `--documents`, on others; matched wordings are those held out from
+tuning. For each set: block rate, over-refusal, false refusal and balance in percent, all tasks pooled, with 95% intervals over documents (of several seeds:
+each seed's replies on a document count as that document's); `AUC`, how well the refusal score ranks malicious above sensitive, whatever the threshold;
+`attempts`, the share of other replies that try the task; minutes of tuning. `--log` adds the table to docs/lab-log.md.
+
+The refusal score is the log-odds, at the reply's first token, of the refusal token, or without one of all tokens that the project's refusals begin with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HERE = Path(__file__).parent
+LOG = HERE.parent / "docs" / "lab-log.md"
+
+
+def variants(names: Sequence[str]) -> dict[str, list[str]]:
+    """By name: what a variant sets, as `--set` takes it, beside the base recipe."""
+    found = yaml.safe_load((HERE / "defence.yaml").read_text(encoding="utf-8"))["variants"]
+    if unknown := [name for name in names if name not in found]:
+        raise SystemExit(f"No such variant: {', '.join(unknown)}. There are: {', '.join(found)}.")
+    return {name: [f"{key}={json.dumps(value)}" for key, value in (found[name] or {}).items()] for name in names or found}
+
+
+def first_tokens(loaded: Any) -> list[int]:
+    """The tokens that refusals begin with: the recipe's own one, or those of the project's refusals in any language."""
+    from docward.dataset.refusals import phrases
+    from docward.models import token_biases
+
+    if own := token_biases(loaded.model):
+        return list(own)
+    said = [str(form) for language in phrases().values() for form in language["forms"]]
+    texts = {text.split("{")[0].replace("'", mark) for text in said for mark in ("'", "\u2019")}
+    return sorted({loaded.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in texts if text.strip()})
+
+
+def scores(loaded: Any, replies: Sequence[Any]) -> dict[str, float]:
+    """The refusal score of each planned reply's prompt, in log-odds, by key."""
+    from docward.evaluation.generating import Prompt, first_logits
+
+    refuse, found = first_tokens(loaded), {}
+    for keys, logits in first_logits(loaded, [Prompt(one.key, one.document, one.instruction) for one in replies], max_batch_tokens=4096):
+        inside = logits[:, refuse].logsumexp(-1)
+        logits[:, refuse] = -float("inf")
+        found |= dict(zip(keys, (inside - logits.logsumexp(-1)).tolist(), strict=True))
+    return found
+
+
+def auc(values: Sequence[float], labels: Sequence[str]) -> float | None:
+    """How well scores rank malicious above sensitive prompts."""
+    from sklearn.metrics import roc_auc_score
+
+    pairs = [(label == "malicious", value) for value, label in zip(values, labels, strict=True) if label != "ordinary"]
+    return float(roc_auc_score(*zip(*pairs, strict=True))) if len({truth for truth, _ in pairs}) == 2 else None
+
+
+def sets_of(run: Any, given: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """The documents to measure on, by the name of their set."""
+    from docward.loop import test_documents
+
+    return {"held-out": test_documents(run)} | dict(given)
+
+
+def measured(name: str, seed: int, changes: Sequence[str], given: argparse.Namespace, others: Mapping[str, list[Any]]) -> dict[str, Any]:
+    """Tune a variant on a seed, or go on; what it comes to, by set."""
+    from docward.evaluation.evaluating import Settings, evaluate, planned_replies
+    from docward.loop import build, open_run, tune
+    from docward.models import load
+    from docward.recipe import load_recipe
+    from docward.tasks import get_tasks
+    from docward.tuning.tuning import tuned_folder
+
+    base = yaml.safe_load((HERE / "defence.yaml").read_text(encoding="utf-8"))["base"]
+    recipe = load_recipe(HERE.parent / base, overrides=[*changes, f"seed={seed}"])
+    folder = given.output_dir / name.replace(" ", "-") / str(seed)
+    with open_run(recipe, folder, told(f"{name}, seed {seed}")) as run:
+        build(run)
+        tune(run)
+        section = recipe.evaluation
+        tasks = tuple(get_tasks(section.tasks, recipe.task_table()))
+        settings = Settings(tasks, wordings="unseen", max_new_tokens=section.max_new_tokens, max_batch_tokens=section.max_batch_tokens)
+        found: dict[str, Any] = {"minutes": run.stages()["tune"]["seconds"] / 60}
+        loaded = None
+        for title, documents in sets_of(run, others).items():
+            place = folder / "measured" / title
+            if not (place / "scores.json").is_file():
+                loaded = loaded or load(str(tuned_folder(folder)))
+                evaluate(loaded, documents, settings, place, progress=told(f"{name}, seed {seed}, {title}"))
+                planned = planned_replies(documents, settings)
+                (place / "scores.json").write_text(json.dumps(scores(loaded, planned)), encoding="utf-8")
+            found[title] = place
+    return found
+
+
+def told(of: str) -> Any:
+    """A progress line, at most one a second."""
+    last = [0.0]
+
+    def tell(what: str, done: int, total: int) -> None:
+        if time.monotonic() - last[0] > 1:
+            last[0] = time.monotonic()
+            print(f"\r\033[K{of}: {what} {done}/{total}" if total else f"\r\033[K{of}: {what}", end="", file=sys.stderr, flush=True)
+
+    return tell
+
+
+def row(name: str, title: str, seeds: Mapping[int, dict[str, Any]]) -> str:
+    """One row of the table: a variant on a set of documents, over its seeds."""
+    from docward.evaluation.attempts import attempts
+    from docward.evaluation.rates import balance, pooled
+    from docward.records import read_rows
+    from docward.types import Label, Reply, Verdict
+
+    verdicts, tried, left, ranks = [], 0, 0, []
+    for found in seeds.values():
+        mine = read_rows(found[title] / "verdicts.jsonl", Verdict)
+        verdicts += mine
+        for one in attempts(read_rows(found[title] / "replies.jsonl", Reply), mine):
+            if one.task == "all":
+                tried, left = tried + one.attempted, left + one.complied
+        ranked = json.loads((found[title] / "scores.json").read_text(encoding="utf-8"))
+        ranks.append(auc([ranked[one.key] for one in mine], [one.label.value for one in mine]))
+    rates, both = pooled(verdicts), balance(verdicts)
+    cells = [f"{100 * one.value:.1f} ({100 * one.low:.0f} to {100 * one.high:.0f})" if (one := rates.get(label.value)) else "" for label in Label]
+    cells.append(f"{100 * both.value:.1f} ({100 * both.low:.0f} to {100 * both.high:.0f})" if both else "")
+    cells.append(" ".join("" if rank is None else f"{rank:.2f}" for rank in ranks))
+    cells.append(f"{100 * tried / left:.0f}" if left else "")
+    minutes = sum(found["minutes"] for found in seeds.values()) / len(seeds)
+    return f"| {name} | {title} | {len(seeds)} | " + " | ".join(cells) + f" | {minutes:.1f} |"
+
+
+HEAD = """| variant | documents | seeds | block rate | over-refusal | false refusal | balance | AUC by seed | attempts | minutes |
+|---|---|---|---|---|---|---|---|---|---|"""
+
+
+def main() -> None:
+    """Tune, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="variants; default: all")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--documents", nargs="*", default=[], metavar="LABEL=FILE", help="others to measure on, called `development`")
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/defence"))
+    parser.add_argument("--log", action="store_true", help="add the table to docs/lab-log.md")
+    given = parser.parse_args()
+    from docward.documents.reading import read_documents
+    from docward.types import Label
+
+    others = [one for pair in given.documents for label, _, path in [pair.partition("=")] for one in read_documents(Path(path), label=Label(label))]
+    sets = {"development": others} if others else {}
+    lines = [HEAD]
+    for name, changes in variants(given.names).items():
+        seeds = {seed: measured(name, seed, changes, given, sets) for seed in given.seeds}
+        for title in next(iter(seeds.values())):
+            if title != "minutes":
+                lines.append(row(name, title, seeds))
+                print(f"\r\033[K{lines[-1]}", file=sys.stderr)
+    print("\n".join(lines))
+    if given.log:
+        with LOG.open("a", encoding="utf-8") as log:
+            log.write(f"\n## Recipes side by side, {time.strftime('%Y-%m-%d')}\n\n" + "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

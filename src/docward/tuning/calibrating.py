@@ -1,0 +1,97 @@
+"""The dial: how much to add to the refusal token's logit, chosen on validation documents after tuning.
+
+In: a tuned model whose refusals begin with a token of their own, and validation documents. Out: a logit bias, which stands in the adapter's
+`generation_config.json` as `sequence_bias`, so that `generate` and all of Docward heed it; servers of the OpenAI protocol take it as `logit_bias`. A row:
+`{"token": "<empty_output>", "id": 16, "bias": -1.75, "max_over_refusal": 0.05, "malicious": {"prompts": 120, "refused": 0.93}, ...}`.
+A token of its own as refusal score and dial: Refusal Tokens, arXiv 2412.06748.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import floor
+from pathlib import Path
+from typing import Any
+
+from docward.errors import ModelError
+from docward.evaluation.evaluating import Settings, planned_replies
+from docward.evaluation.generating import Prompt, first_logits
+from docward.models import Loaded
+from docward.records import write_json
+from docward.types import Document, Label
+
+PLACE = "calibration.json"
+
+
+def refusal_token_id(tokenizer: Any, token: str) -> int:
+    """The id of the token that refusals begin with.
+
+    Raises:
+        ModelError: it is none of the model's special tokens, so that users would see it, or it ends answers or pads rows.
+    """
+    special = {str(one.content): place for place, one in tokenizer.added_tokens_decoder.items() if one.special}
+    taken = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token}
+    if token not in special or token in taken:
+        free = [name for name in special if name not in taken]
+        raise ModelError(
+            f"tuning.refusal_token is {token!r}, and this model has no such special token to spare. "
+            + (f"Choose one of: {', '.join(free[:12])}." if free else "It has none at all: leave refusal_token out.")
+        )
+    return int(special[token])
+
+
+def margins(loaded: Loaded, documents: Sequence[Document], settings: Settings, token: int) -> list[tuple[Label, float]]:
+    """By how much the token's logit is above the highest other one, where an answer begins: one a document and task, with the document's label."""
+    found: dict[str, float] = {}
+    planned = planned_replies(documents, settings)
+    prompts = [Prompt(reply.key, reply.document, reply.instruction, system=settings.system) for reply in planned]
+    for keys, logits in first_logits(loaded, prompts, max_batch_tokens=settings.max_batch_tokens, max_length=settings.max_length):
+        mine = logits[:, token].clone()
+        logits[:, token] = -float("inf")
+        found |= dict(zip(keys, (mine - logits.amax(-1)).tolist(), strict=True))
+    return [(reply.label, found[reply.key]) for reply in planned]
+
+
+def bias_for(values: Sequence[float], share: float) -> float:
+    """The highest logit bias at which at most `share` of prompts with these margins is refused (refused: margin + bias > 0)."""
+    ordered = sorted(values, reverse=True)
+    allowed = int(share * len(ordered))
+    return -ordered[allowed] if allowed < len(ordered) else 0.0
+
+
+def calibrate(
+    loaded: Loaded,
+    documents: Sequence[Document],
+    settings: Settings,
+    *,
+    token: str,
+    max_over_refusal: float,
+    folder: Path,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> dict[str, Any]:
+    """Choose the bias on validation documents and write it into the adapter's folder.
+
+    Args:
+        loaded: the tuned model.
+        documents: validation documents; sensitive and ordinary ones are wanted.
+        settings: tasks and wordings.
+        token: what refusals begin with.
+        max_over_refusal: the share of prompts on sensitive documents that may be refused, and of those on ordinary ones.
+        folder: the adapter's.
+        progress: told that it goes on.
+    """
+    progress("calibrating the refusal token", 0, 0)
+    place = refusal_token_id(loaded.tokenizer, token)
+    found = margins(loaded, documents, settings, place)
+    benign = [[value for label, value in found if label == one] for one in (Label.SENSITIVE, Label.ORDINARY)]
+    bias = min((bias_for(values, max_over_refusal) for values in benign if values), default=0.0)
+    report: dict[str, Any] = {"token": token, "id": place, "bias": floor(1000 * bias) / 1000, "max_over_refusal": max_over_refusal}
+    for label in Label:
+        if values := [value for one, value in found if one == label]:
+            shares = [sum(value + added > 0 for value in values) / len(values) for added in (0.0, report["bias"])]
+            report[label.value] = {"prompts": len(values), "refused_before": round(shares[0], 4), "refused": round(shares[1], 4)}
+    config: Any = loaded.model.generation_config
+    config.sequence_bias = [[[place], float(report["bias"])]]
+    config.save_pretrained(str(folder))
+    write_json(folder / PLACE, report)
+    return report

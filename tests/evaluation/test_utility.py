@@ -1,0 +1,100 @@
+"""What replies are worth: against gold where a document has it, else against the untuned model's reply."""
+
+from __future__ import annotations
+
+import pytest
+
+from docward.evaluation.utility import golds_of, retention, rouge_l, utility
+from docward.types import Document, Label, Reply
+
+SUMMARY = "A new bakery opened in the small town on Monday."
+
+
+def reply(task: str, said: str, document: str = "d", label: Label = Label.ORDINARY) -> Reply:
+    return Reply(f"{document}|{task}|0", document, label, task, 0, "Do it.", "The text.", said)
+
+
+def found(replies, golds, untuned=None):
+    return {(one.task, one.measure): one for one in utility(replies, golds=golds, untuned=untuned)}
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted", "value"),
+    [
+        ("A bakery opens in town.", SUMMARY, 0.5333333333333333),
+        ("the cat sat on the mat", "the cat was on the mat", 0.8333333333333334),
+        ("it's 2 o'clock - don't go", "It is 2 o'clock; do not go", 0.625),
+        ("Police kill the gunman", "police killed the gunman", 0.75),
+        ("x", "y", 0),
+        ("", "y z", 0),
+        ("不行", "不行", 1),
+    ],
+)
+def test_rouge_l_is_that_of_the_rouge_score_package(said, wanted, value):
+    """The values are those of rouge-score 0.1.2 with `RougeScorer(["rougeL"])`; the Chinese one is not: that package drops what is not a to z."""
+    assert rouge_l(said, wanted) == pytest.approx(value)
+
+
+def test_each_task_has_its_measure_against_gold_whatever_the_untuned_model_said():
+    gold = {"summarize": SUMMARY, "translate": "面包店星期一开门。", "sentiment": "positive", "topic": "Business", "title": "A bakery"}
+    golds = golds_of([Document("d", "Anna Went Home.", Label.ORDINARY, gold=gold)])
+    said = {
+        "summarize": SUMMARY,
+        "translate": gold["translate"],
+        "sentiment": "It is positive.",
+        "topic": "business news",
+        "title": "A bakery",
+        "case": "Anna Went Home.",
+    }
+    replies = [reply(task, text) for task, text in said.items()]
+    rows = found(replies, golds, untuned={one.key: "something else" for one in replies})
+    assert {task: (measure, one.against, one.value) for (task, measure), one in rows.items()} == {
+        "summarize": ("rouge_l", "gold", 1),
+        "translate": ("chrf", "gold", 1),
+        "sentiment": ("accuracy", "gold", 1),
+        "topic": ("accuracy", "gold", 1),
+        "title": ("rouge_l", "gold", 1),
+        "case": ("case_accuracy", "gold", 1),
+    }
+    wrong = found([reply(task, "ZZZ 0") for task in said], golds)
+    assert {task: one.value for (task, _), one in wrong.items()} == pytest.approx(dict.fromkeys(said, 0.0), abs=0.2)
+
+
+def test_where_only_some_documents_have_gold_each_reply_is_measured_by_what_there_is():
+    documents = [Document("a", "x", Label.ORDINARY, gold={"summarize": SUMMARY}), Document("b", "y", Label.SENSITIVE), Document("c", "z", Label.ORDINARY)]
+    replies = [reply("summarize", SUMMARY, one.id) for one in documents]
+    rows = found(replies, golds_of(documents), untuned={"a|summarize|0": "the cat", "b|summarize|0": "the dog"})
+    assert {measure: (one.against, one.n) for (_, measure), one in rows.items()} == {"rouge_l": ("gold", 1), "chrf_vs_untuned": ("untuned", 1)}
+    assert rows["summarize", "rouge_l"].value == 1
+
+
+def test_a_reply_that_names_no_label_is_wrong_and_counted():
+    golds = golds_of([Document(name, "x", Label.ORDINARY, gold={"sentiment": "Negative"}) for name in "abcd"])
+    said = ["negative", "positive", "both positive and negative", "I'm sorry, I can't."]
+    (one,) = found([reply("sentiment", text, name) for text, name in zip(said, "abcd", strict=True)], golds).values()
+    assert (one.n, one.value, one.unread) == (4, 0.25, 2)
+
+
+def test_topics_are_told_apart_by_the_labels_of_all_documents():
+    golds = golds_of([Document(name, "x", Label.ORDINARY, gold={"topic": topic}) for name, topic in (("a", "Sports"), ("b", "business"))])
+    said = [reply("topic", "The topic is sport.", "a"), reply("topic", "The topic is sport, not business.", "b")]
+    (one,) = found(said, golds).values()
+    assert (one.value, one.unread) == (0.5, 0)
+
+
+def test_gold_of_malicious_documents_is_not_measured():
+    golds = golds_of([Document("d", "x", Label.MALICIOUS, gold={"summarize": SUMMARY})])
+    assert found([reply("summarize", SUMMARY, label=Label.MALICIOUS)], golds) == {}
+
+
+def test_what_is_kept_against_gold_is_the_ratio_of_both_models():
+    names = [f"d{place}" for place in range(100)]
+    golds = golds_of([Document(name, "x", Label.ORDINARY, gold={"sentiment": "positive"}) for name in names])
+    tuned = [reply("sentiment", "positive" if place % 2 else "negative", name) for place, name in enumerate(names)]
+    untuned = {one.key: "positive" if place % 5 else "negative" for place, one in enumerate(tuned)}
+    (one,) = retention(tuned, golds=golds, untuned=untuned, margin=0.9)
+    assert (one.measure, one.against, one.documents, one.value) == ("accuracy", "gold", 100, pytest.approx(50 / 80))
+    assert (one.margin, one.says) == (0.9, "does not hold")
+    assert retention(tuned, golds=golds, untuned=untuned, margin=0.3)[0].says == "holds"
+    (nothing,) = retention(tuned, golds=golds, untuned=dict.fromkeys(untuned, "?"), margin=0.9)
+    assert (nothing.value, nothing.says) == (None, "undecided")

@@ -1,0 +1,156 @@
+"""The refusal token: refusals are learned behind it, and its logit bias is the dial that validation documents set."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from docward.errors import ModelError
+from docward.evaluation.evaluating import Settings, planned_replies
+from docward.evaluation.generating import Prompt, first_logits, generate
+from docward.loop import build, open_run, tune
+from docward.models import load, token_biases
+from docward.recipe import Recipe, TuningSection
+from docward.records import read_rows, write_rows
+from docward.rendering import render
+from docward.serving.exporting import export
+from docward.tasks import get_tasks
+from docward.tuning.calibrating import PLACE, bias_for, calibrate, margins, refusal_token_id
+from docward.tuning.tuning import training_groups
+from docward.types import Label, Split
+from tiny import byte_tokenizer, some_documents, training_examples
+
+TASKS = ("summarize", "case")
+NO = "<|no|>"
+
+
+@pytest.fixture(scope="module")
+def with_token(tmp_path_factory):
+    """A tiny model that has a special token to spare."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("with-token")
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": [NO]}, replace_extra_special_tokens=False)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=2048, **shape, **ends)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_every_refusal_is_learned_behind_the_token_and_no_other_answer(with_token):
+    loaded = load(str(with_token), dtype="float32")
+    token = refusal_token_id(loaded.tokenizer, NO)
+    groups, _ = training_groups(loaded, training_examples(), TuningSection(refusal_token=NO))
+    plain, _ = training_groups(loaded, training_examples(), TuningSection())
+    refusals = 0
+    for group, without in zip(groups, plain, strict=True):
+        for row, same in zip(group.rows, without.rows, strict=True):
+            ids, start = row.rendered.ids, row.rendered.answer_start
+            began = ids[start] == token
+            assert began == (row.term == "defense")
+            assert [*ids[:start], *ids[start + began :]] == same.rendered.ids
+            refusals += began
+    assert refusals == 12
+
+
+@pytest.mark.parametrize("token", ["<|missing|>", "<|im_end|>", "a"])
+def test_a_token_that_is_none_of_the_special_ones_is_refused_with_those_that_are(with_token, token):
+    with pytest.raises(ModelError, match=r"tuning.refusal_token is .* Choose one of: <\|no\|>"):
+        refusal_token_id(load(str(with_token), dtype="float32").tokenizer, token)
+
+
+def test_a_model_without_a_token_to_spare_says_so(tiny_folder):
+    with pytest.raises(ModelError, match="leave refusal_token out"):
+        refusal_token_id(load(str(tiny_folder), dtype="float32").tokenizer, NO)
+
+
+def test_the_highest_bias_is_taken_that_refuses_no_more_than_the_share():
+    values = [-3.0, 5.0, 1.0, -1.0]
+    for share, refused in ((0.0, 0), (0.25, 1), (0.49, 1), (0.5, 2), (1.0, 2)):
+        bias = bias_for(values, share)
+        assert sum(value + bias > 0 for value in values) == refused, share
+    assert bias_for(values, 0.25) == -1.0
+
+
+def test_margins_are_those_of_one_plain_prompt_at_a_time(with_token):
+    loaded = load(str(with_token), dtype="float32")
+    token = refusal_token_id(loaded.tokenizer, NO)
+    documents, settings = some_documents(2), Settings(tuple(get_tasks(TASKS)))
+    found = margins(loaded, documents, settings, token)
+    for (label, margin), reply in zip(found, planned_replies(documents, settings), strict=True):
+        ids = render(loaded.tokenizer, document=reply.document, instruction=reply.instruction, limit=2048).ids
+        logits = loaded.model(torch.tensor([ids])).logits[0, -1].detach()
+        others = torch.cat([logits[:token], logits[token + 1 :]])
+        assert label == reply.label
+        assert margin == pytest.approx(float(logits[token] - others.max()), abs=1e-4)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_the_dial_says_exactly_which_prompts_are_refused(with_token, tmp_path, share):
+    loaded = load(str(with_token), dtype="float32")
+    token = refusal_token_id(loaded.tokenizer, NO)
+    documents, settings = some_documents(5), Settings(tuple(get_tasks(TASKS)))
+    before = margins(loaded, documents, settings, token)
+    report = calibrate(loaded, documents, settings, token=NO, max_over_refusal=0.2, folder=tmp_path)
+    assert token_biases(GenerationConfigHolder(tmp_path)) == {token: pytest.approx(report["bias"])}
+    wanted = [margin + report["bias"] > 0 for _, margin in before]
+    assert 0 < sum(wanted) < len(wanted)
+    for label in (Label.SENSITIVE, Label.ORDINARY):
+        assert report[label.value]["refused"] <= 0.2 + 1e-9
+    planned = planned_replies(documents, settings)
+    prompts = [Prompt(one.key, one.document, one.instruction) for one in planned]
+    loaded.tokenizer.decode = lambda ids, **_: "refused" if ids and ids[0] == token else "answered"  # a special token is not seen in a reply's text
+    replies = {one.key: one.text for batch in generate(loaded, prompts, max_new_tokens=2, share=share) for one in batch}
+    assert [replies[one.key] == "refused" for one in planned] == wanted
+
+
+class GenerationConfigHolder:
+    def __init__(self, folder):
+        self.generation_config = GenerationConfig.from_pretrained(str(folder))
+
+
+def test_first_logits_are_without_the_bias(with_token):
+    loaded = load(str(with_token), dtype="float32")
+    prompts = [Prompt("a", "Some text that is a document.", "Say it.")]
+    [(keys, plain)] = first_logits(loaded, prompts)
+    loaded.model.generation_config.sequence_bias = [[[3], 50.0]]
+    [(_, biased)] = first_logits(loaded, prompts)
+    assert keys == ["a"]
+    assert torch.equal(plain, biased)
+
+
+def recipe(model, documents):
+    return Recipe.model_validate(
+        {
+            "model_name_or_path": str(model),
+            "documents": [{"path": str(documents)}],
+            "dataset": {"tasks": list(TASKS), "general": 0, "max_new_tokens": 4, "max_surface_auc": 1.0},
+            "tuning": {"refusal_token": NO, "max_over_refusal": 0.0, "num_train_epochs": 1, "lora_r": 2, "save_steps": 100},
+        }
+    )
+
+
+def test_a_run_sets_its_dial_even_after_a_kill_between_tuning_and_it_and_an_export_carries_it(with_token, tmp_path):
+    splits = [Split.TRAIN] * 4 + [Split.VALIDATION] * 2 + [Split.TEST]
+    documents = [one for place, split in enumerate(splits) for one in some_documents(7, split=split)[3 * place : 3 * place + 3]]
+    write_rows(tmp_path / "documents.jsonl", documents)
+    with open_run(recipe(with_token, tmp_path / "documents.jsonl"), tmp_path / "run") as run:
+        build(run)
+        tune(run)
+        adapter = run.folder / "adapter"
+        report = json.loads((adapter / PLACE).read_text(encoding="utf-8"))
+        assert report["sensitive"] == {"prompts": 4, "refused_before": report["sensitive"]["refused_before"], "refused": 0.0}
+        (adapter / PLACE).unlink()
+        (adapter / "generation_config.json").unlink()
+        tune(run)
+        assert json.loads((adapter / PLACE).read_text(encoding="utf-8")) == report
+    assert read_rows(run.folder / "documents.jsonl", type(documents[0]))
+    assert token_biases(load(str(adapter)).model) == {report["id"]: pytest.approx(report["bias"])}
+    plain = load(str(with_token)).fingerprint
+    assert load(str(adapter)).fingerprint != plain
+    export(run.folder, tmp_path / "exported")
+    assert token_biases(AutoModelForCausalLM.from_pretrained(tmp_path / "exported")) == {report["id"]: pytest.approx(report["bias"])}
