@@ -89,13 +89,13 @@ def test_documents_with_different_numbers_of_prompts_go_together(tiny):
 
 def test_a_document_is_held_once_for_all_its_prompts(tiny, monkeypatch):
     held = []
-    whole = branching.Branches.attend
+    whole = branching.Branches.step
 
-    def attend(self, *given):
+    def step(self, *given):
         held.append(self.prefixes[0][0].shape[0])
         return whole(self, *given)
 
-    monkeypatch.setattr(branching.Branches, "attend", attend)
+    monkeypatch.setattr(branching.Branches, "step", step)
     asked = prompts()[:10]
     by_key(tiny, asked)
     assert set(held) == {len({one.document for one in asked})}

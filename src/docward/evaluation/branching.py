@@ -1,88 +1,127 @@
 """Greedy decoding of all tasks of a document together: its keys and values are held once, and each branch holds only its own.
 
 In: token ids of documents and of what each of their prompts adds. Out: the tokens of each answer, those that `generate` gives with one padded row a prompt.
-A step of decoding reads a document's keys once for all its branches; branches that have ended are dropped.
+Documents are read one behind the other without padding, each followed by its branches; then all branches go on together, a token a step. A step reads a
+document's keys once for all its branches; branches that have ended are dropped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from docward.models import Loaded, attention
 
 NAME = "docward_branches"
+PASS = 1024  # tokens read at once, or one document: enough for matrix products at full rate, and few enough for a CPU's cache to hold what they make
+MASKED = 256  # tokens of several branches that attend in one call; a longer branch has a call of its own, or most of its mask would be for nothing
+GONE = 0.25  # share of ended branches from which the rest is copied to places of its own: a step costs more than a copy
 Choose = Callable[[torch.Tensor], torch.Tensor]  # (rows, vocabulary) logits to (rows,) tokens
+Masked = tuple[slice, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Some documents in one pass, each followed by its branches.
+
+    `ids` and `positions` are (1, tokens). `documents` has each one's number, where it stands, and its branches: runs of them with what is added to their scores
+    on document and run, (tokens of the run, tokens of document and run). `tails` says of each token of a branch where it stands and where its states go, (row,
+    place); `last` where each branch ends.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    documents: tuple[tuple[int, slice, tuple[Masked, ...]], ...]
+    tails: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    last: torch.Tensor
 
 
 class Branches:
     """Keys and values of documents, (documents, heads, tokens, size) in each layer, and of their branches, (rows, heads, tokens, size)."""
 
-    def __init__(self, prefixes: Sequence[tuple[torch.Tensor, torch.Tensor]], prefix_mask: torch.Tensor, owner: torch.Tensor, own_mask: torch.Tensor) -> None:
-        """Start with what a prefill gives.
-
-        Args:
-            prefixes: keys and values of the documents, layer by layer.
-            prefix_mask: (documents, tokens), False where there is padding.
-            owner: (rows,) the document of each branch; rows of one document follow one another.
-            own_mask: (rows, most tokens a branch will have), False where there is padding.
-        """
-        self.prefixes, self.own = list(prefixes), [()] * len(prefixes)  # type: list[Any], list[Any]
-        self.prefix_mask, self.own_mask = (_added(mask)[:, None, None] for mask in (prefix_mask, own_mask))
-        self.start = self.stop = 0  # of the tokens that go through the model now
-        self._order(owner)
+    def __init__(self, documents: Sequence[int], tails: Sequence[Sequence[int]], new: int, device: torch.device) -> None:
+        """Make room for documents and their branches, by their lengths in tokens, and for `new` more tokens a branch."""
+        lengths = [length for some in tails for length in some]
+        self.next = max(lengths)  # where the next token's states go
+        self.prefixes: dict[int, tuple[torch.Tensor, ...]] = {}
+        self.own: dict[int, tuple[torch.Tensor, ...]] = {}
+        self.sizes = (len(documents), max(documents)), (len(lengths), self.next + new)
+        # What is added to scores: -inf where there is nothing, behind a document and in front of a branch.
+        self.prefix_mask = _added(torch.arange(max(documents)) < torch.tensor(documents)[:, None])[:, None, None].to(device)
+        self.own_mask = _added(torch.arange(self.next + new) >= self.next - torch.tensor(lengths)[:, None])[:, None, None].to(device)
+        self._order(torch.tensor([place for place, some in enumerate(tails) for _ in some], device=device))
 
     def _order(self, owner: torch.Tensor) -> None:
         """Lay rows out as documents x branches; where a document has fewer than another, its first stands in and is not read."""
-        self.owner = owner
+        self.owner = owner  # the document of each row; rows of one document follow one another
         counts = owner.bincount(minlength=int(owner.max()) + 1)
         first = counts.cumsum(0) - counts
         within = torch.arange(len(owner), device=owner.device) - first[owner]
         column = torch.arange(int(counts.max()), device=owner.device)
         self.grid = first[:, None] + column * (column < counts[:, None])
         self.place = owner * len(column) + within
+        self.even = self.grid.numel() == len(owner)
+        self.hidden = self.prefix_mask[owner]
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Drop all rows but these, and documents that have none left."""
-        self.own = [tuple(states[rows] for states in layer) for layer in self.own]
-        self.own_mask = self.own_mask[rows]
+        """Drop all rows but these, and documents that have none left; layer by layer, so that little is held twice."""
         documents, owner = torch.unique(self.owner[rows], return_inverse=True)
-        if len(documents) < len(self.prefix_mask):
-            self.prefixes = [tuple(states[documents] for states in layer) for layer in self.prefixes]
-            self.prefix_mask = self.prefix_mask[documents]
+        fewer = len(documents) < len(self.prefix_mask)
+        for layer in self.own:
+            self.own[layer] = tuple(states[rows] for states in self.own[layer])
+            if fewer:
+                self.prefixes[layer] = tuple(states[documents] for states in self.prefixes[layer])
+        self.own_mask, self.prefix_mask = self.own_mask[rows], self.prefix_mask[documents]
         self._order(owner)
 
-    def add(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keep new states of a layer and give all of each branch so far."""
-        if not self.own[layer]:
-            rows, heads, _, size = key.shape
-            self.own[layer] = tuple(key.new_empty(rows, heads, self.own_mask.shape[-1], size) for _ in range(2))
-        for kept, new in zip(self.own[layer], (key, value), strict=True):
-            kept[:, :, self.start : self.stop] = new
-        keys, values = self.own[layer]
-        return keys[:, :, : self.stop], values[:, :, : self.stop]
+    def read(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, reading: Reading) -> torch.Tensor:
+        """Attention of a pass, (1, heads, tokens, size), on documents, branches and themselves, which are kept; gives (1, tokens, heads, size)."""
+        if layer not in self.own:
+            states = (key, value)
+            prefixes, own = (tuple(one.new_zeros(rows, one.shape[1], tokens, one.shape[-1]) for one in states) for rows, tokens in self.sizes)
+            self.prefixes[layer], self.own[layer] = prefixes, own
+        where, rows, places = reading.tails
+        for one, prefixes, own in zip((key, value), self.prefixes[layer], self.own[layer], strict=True):
+            own[rows, :, places] = one[0, :, where].transpose(0, 1)
+            for number, span, _ in reading.documents:
+                prefixes[number, :, : span.stop - span.start] = one[0, :, span]
+        out = value.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
+        how: dict[str, Any] = {"scale": scale, "enable_gqa": query.shape[1] > key.shape[1]}
+        for _, span, runs in reading.documents:
+            document = key[:, :, span], value[:, :, span]
+            out[:, span] = scaled_dot_product_attention(query[:, :, span], *document, is_causal=True, **how).transpose(1, 2)
+            for run, mask in runs:
+                seen = (torch.cat([first, then[:, :, run]], 2) for first, then in zip(document, (key, value), strict=True))
+                out[:, run] = scaled_dot_product_attention(query[:, :, run], *seen, attn_mask=mask.to(query.dtype), **how).transpose(1, 2)
+        return out
 
-    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-        """Attention of (rows, heads, new tokens, size) on documents, earlier tokens and themselves; gives (rows, new tokens, heads, size)."""
-        keys, values = self.add(layer, key, value)
-        rows, heads, new, size = query.shape
-        query = (query * scale).reshape(rows, keys.shape[1], -1, size)  # (rows, key heads, query heads of each x new tokens, size)
-        causal = _added(torch.ones(new, self.stop, dtype=torch.bool, device=query.device).tril(self.stop - new))
-        own = (query @ keys.mT).view(rows, keys.shape[1], -1, new, self.stop) + (self.own_mask[:, :, None, :, : self.stop] + causal)
-        on_prefix = self._on_prefix(query, self.prefixes[layer][0].mT) + self.prefix_mask[self.owner]
-        weights = torch.cat([on_prefix, own.flatten(2, 3)], -1).softmax(-1, dtype=torch.float32).to(value.dtype)
+    def step(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+        """Attention of (rows, heads, 1, size) on documents, earlier tokens and themselves, which are kept; gives (rows, 1, heads, size)."""
+        for kept, new in zip(self.own[layer], (key, value), strict=True):
+            kept[:, :, self.next] = new[:, :, 0]
+        keys, values = (states[:, :, : self.next + 1] for states in self.own[layer])
+        prefix_keys, prefix_values = self.prefixes[layer]
+        rows, heads, _, size = query.shape
+        query = (query * scale).view(rows, keys.shape[1], -1, size)  # (rows, key heads, query heads of each, size)
+        own = query @ keys.mT + self.own_mask[..., : self.next + 1]
+        on_prefix = self._on_prefix(query, prefix_keys.mT) + self.hidden
+        weights = torch.cat([on_prefix, own], -1).softmax(-1, dtype=torch.float32).to(value.dtype)
         prefix = on_prefix.shape[-1]
-        out = self._on_prefix(weights[..., :prefix], self.prefixes[layer][1]) + weights[..., prefix:] @ values
-        return out.reshape(rows, heads, new, size).transpose(1, 2)
+        out = self._on_prefix(weights[..., :prefix], prefix_values) + weights[..., prefix:] @ values
+        return out.reshape(rows, 1, heads, -1)
 
     def _on_prefix(self, states: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
         """(rows, heads, n, a) times (documents, heads, a, b) of each row's document, as one product a document and head."""
         documents, columns = self.grid.shape
-        together = states[self.grid].transpose(1, 2).flatten(2, 3) @ theirs  # (documents, heads, columns x n, b)
-        apart = together.view(documents, states.shape[1], columns, states.shape[2], -1).transpose(1, 2).flatten(0, 1)
-        return apart[self.place]
+        rows = states if self.even else states[self.grid.flatten()]
+        together = rows.unflatten(0, (documents, columns)).transpose(1, 2).flatten(2, 3) @ theirs  # (documents, heads, columns x n, b)
+        apart = together.unflatten(2, (columns, -1)).transpose(1, 2).flatten(0, 1)
+        return apart if self.even else apart[self.place]
 
 
 def _added(mask: torch.Tensor) -> torch.Tensor:
@@ -98,12 +137,14 @@ def branches_attention(
     attention_mask: torch.Tensor | None,
     *,
     branches: Branches,
+    reading: Reading | None = None,
     scaling: float | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What transformers calls in each layer; `branches` says who sees whom."""
-    place: Any = module.layer_idx
-    return branches.attend(place, query, key, value, scaling or query.shape[-1] ** -0.5), None
+    """What transformers calls in each layer; `branches` and, in a pass over documents, `reading` say who sees whom."""
+    layer: Any = module.layer_idx
+    given = query.to(value.dtype), key.to(value.dtype), value, scaling or query.shape[-1] ** -0.5
+    return (branches.read(layer, *given, reading) if reading else branches.step(layer, *given)), None
 
 
 def decode(loaded: Loaded, documents: Sequence[Sequence[int]], tails: Sequence[Sequence[Sequence[int]]], new: int, *, choose: Choose) -> list[list[int]]:
@@ -124,33 +165,83 @@ def decode(loaded: Loaded, documents: Sequence[Sequence[int]], tails: Sequence[S
     AttentionInterface.register(NAME, branches_attention)
     model: Any = loaded.model
     device, ends = model.device, torch.tensor(sorted(ends_of(loaded)), device=model.device)
-    ids, mask = left_padded(documents, loaded)
-    cache = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=True, logits_to_keep=1).past_key_values
-    owner = torch.tensor([place for place, some in enumerate(tails) for _ in some], device=device)
-    ids, tail_mask = left_padded([tail for some in tails for tail in some], loaded)
-    room = torch.ones(len(owner), new, dtype=torch.bool, device=device)
-    branches = Branches([(layer.keys, layer.values) for layer in cache.layers], mask.bool(), owner, torch.cat([tail_mask.bool(), room], 1))
-    del cache
-    where = mask.sum(-1)[owner][:, None] + positions(tail_mask)
-    answers: list[list[int]] = [[] for _ in range(len(owner))]
-    live = torch.arange(len(owner), device=device)  # the answer of each row
-    ended = torch.zeros(len(owner), dtype=torch.bool, device=device)
+    branches = Branches([len(document) for document in documents], [[len(tail) for tail in some] for some in tails], new, device)
+    where = torch.tensor([len(document) + len(tail) for document, some in zip(documents, tails, strict=True) for tail in some], device=device)
+    answers: list[list[int]] = [[] for _ in where]
+    live = torch.arange(len(where), device=device)  # the answer of each row
+    ended = torch.zeros(len(where), dtype=torch.bool, device=device)
+
+    def logits(ids: torch.Tensor, positions: torch.Tensor, **how: Any) -> torch.Tensor:
+        found: torch.Tensor = model(input_ids=ids, position_ids=positions, branches=branches, use_cache=False, **how).logits
+        return found
+
     with attention(model, NAME):
+        passes = _readings(documents, tails, device)
+        tokens = torch.cat([choose(logits(one.ids, one.positions, reading=one, logits_to_keep=one.last)[0]) for one in passes])
         for step in range(new):
-            branches.start, branches.stop = branches.stop, branches.stop + ids.shape[1]
-            logits = model(input_ids=ids, position_ids=where, branches=branches, use_cache=False, logits_to_keep=1).logits[:, -1]
-            tokens = choose(logits)
             for answer, token in zip(live.tolist(), tokens.tolist(), strict=True):
                 answers[answer].append(token)
             ended |= torch.isin(tokens, ends)
             if bool(ended.all()) or step == new - 1:
                 break
-            ids, where = tokens[:, None], where[:, -1:] + 1
-            if 2 * int(ended.sum()) >= len(ended):  # half of the work is for nothing by now
+            if int(ended.sum()) >= GONE * len(ended):
                 rows = (~ended).nonzero()[:, 0]
                 branches.keep(rows)
-                live, ended, ids, where = live[rows], ended[rows], ids[rows], where[rows]
+                live, ended, tokens, where = live[rows], ended[rows], tokens[rows], where[rows]
+            tokens = choose(logits(tokens[:, None], where[:, None])[:, -1])
+            where, branches.next = where + 1, branches.next + 1
     return answers
+
+
+def _readings(documents: Sequence[Sequence[int]], tails: Sequence[Sequence[Sequence[int]]], device: torch.device) -> Iterator[Reading]:
+    """All documents, as many in one pass as PASS tokens hold, at least one."""
+    sizes = [len(document) + sum(map(len, some)) for document, some in zip(documents, tails, strict=True)]
+    width = max(len(tail) for some in tails for tail in some)
+    rows = [0, *accumulate(map(len, tails))]
+    first = 0
+    while first < len(documents):
+        stop = first + 1
+        while stop < len(documents) and sum(sizes[first : stop + 1]) <= PASS:
+            stop += 1
+        yield _reading(documents, tails, range(first, stop), width, rows[first], device)
+        first = stop
+
+
+def _reading(
+    documents: Sequence[Sequence[int]], tails: Sequence[Sequence[Sequence[int]]], numbers: range, width: int, row: int, device: torch.device
+) -> Reading:
+    """Documents of these numbers in one pass. `width` is the length of the longest branch of all, `row` the number of their first one."""
+    ids: list[int] = []
+    positions: list[int] = []
+    spans, last, own = [], [], []
+    for number in numbers:
+        prefix = len(documents[number])
+        span = slice(len(ids), len(ids) + prefix)
+        ids += documents[number]
+        positions += range(prefix)
+        starts = []
+        for tail in tails[number]:
+            starts.append(len(ids))
+            own += [(len(ids) + place, row, width - len(tail) + place) for place in range(len(tail))]
+            ids += tail
+            positions += range(prefix, prefix + len(tail))
+            last.append(len(ids) - 1)
+            row += 1
+        spans.append((number, span, tuple(_runs([*starts, len(ids)], prefix, device))))
+    where = tuple(torch.tensor(own, device=device).T)
+    return Reading(torch.tensor([ids], device=device), torch.tensor([positions], device=device), tuple(spans), where, torch.tensor(last, device=device))
+
+
+def _runs(edges: Sequence[int], prefix: int, device: torch.device) -> Iterator[Masked]:
+    """Branches between these places, as many in one run as MASKED tokens hold, at least one: each sees its document and itself up to each token."""
+    first = 0
+    while first < len(edges) - 1:
+        stop = first + 1
+        while stop < len(edges) - 1 and edges[stop + 1] - edges[first] <= MASKED:
+            stop += 1
+        seen = torch.block_diag(*(torch.ones(end - start, end - start).tril() for start, end in pairwise(edges[first : stop + 1]))).bool()
+        yield slice(edges[first], edges[stop]), _added(torch.cat([torch.ones(len(seen), prefix, dtype=torch.bool), seen], 1)).to(device)
+        first = stop
 
 
 def left_padded(rows: Sequence[Sequence[int]], loaded: Loaded) -> tuple[torch.Tensor, torch.Tensor]:
@@ -160,11 +251,6 @@ def left_padded(rows: Sequence[Sequence[int]], loaded: Loaded) -> tuple[torch.Te
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
     return ids.to(loaded.model.device), mask.to(loaded.model.device)
-
-
-def positions(mask: torch.Tensor) -> torch.Tensor:
-    """Each token's place in its row, padding not counted."""
-    return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
 def ends_of(loaded: Loaded) -> set[int]:

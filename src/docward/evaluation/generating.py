@@ -64,7 +64,7 @@ def generate(
         loaded: model and tokenizer.
         prompts: in any order; those on one document are answered together.
         max_new_tokens: length of a reply, in tokens.
-        max_batch_tokens: rows times padded length of a batch; one document's prompts always fit in one batch.
+        max_batch_tokens: tokens whose keys and values a batch holds, a shared document's once; one document's prompts always are in one batch.
         max_length: longest prompt plus reply in tokens; default and ceiling: the model's context.
         share: compute each document once for all its prompts.
         temperature: of sampling; 0 is greedy.
@@ -73,10 +73,11 @@ def generate(
     Raises:
         RecipeError: the limit leaves no room for a document.
     """
-    for batch in _planned(loaded, prompts, max_new_tokens, max_batch_tokens, max_length):
-        rows = [pair for group in batch for pair in group]
+    share = share and can_share(loaded.model)
+    for batch in _planned(loaded, prompts, max_new_tokens, max_batch_tokens, max_length, share=share):
+        rows = [pair for group in batch for pair in group.pairs]
         sampler = _sampler(temperature, text_hash(str(seed), *(prompt.key for prompt, _ in rows)), token_biases(loaded.model))
-        texts = _answer(loaded, [[row.ids for _, row in group] for group in batch], max_new_tokens, sampler, share=share and can_share(loaded.model))
+        texts = _answer(loaded, batch, max_new_tokens, sampler)
         yield [Generated(prompt.key, text, row.dropped, finished) for (prompt, row), (text, finished) in zip(rows, texts, strict=True)]
 
 
@@ -86,7 +87,7 @@ def first_logits(
     """What the model thinks of each prompt's first reply token, batch by batch: keys, and float32 logits (prompts, vocabulary) with no bias added."""
     import torch
 
-    from docward.evaluation.branching import decode, left_padded, positions
+    from docward.evaluation.branching import decode, left_padded
 
     seen: list[torch.Tensor] = []
 
@@ -95,30 +96,53 @@ def first_logits(
         return logits.argmax(-1)
 
     model: Any = loaded.model
-    for batch in _planned(loaded, prompts, 1, max_batch_tokens, max_length):
-        groups = [[row.ids for _, row in group] for group in batch]
-        prefixes = [common_prefix(group) for group in groups]
+    for batch in _planned(loaded, prompts, 1, max_batch_tokens, max_length, share=can_share(model)):
         with torch.inference_mode():
-            if can_share(model) and min(prefixes):
-                tails = [[row[size:] for row in group] for group, size in zip(groups, prefixes, strict=True)]
-                decode(loaded, [group[0][:size] for group, size in zip(groups, prefixes, strict=True)], tails, 1, choose=look)
+            if all(group.prefix for group in batch):
+                decode(loaded, [group.document for group in batch], [group.tails for group in batch], 1, choose=look)
             else:
-                ids, mask = left_padded([row for group in groups for row in group], loaded)
-                look(model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), logits_to_keep=1, use_cache=False).logits[:, -1])
-        yield [prompt.key for group in batch for prompt, _ in group], seen.pop().clone()  # cloned out here, it can be written to
+                ids, mask = left_padded([row.ids for group in batch for _, row in group.pairs], loaded)
+                positions = (mask.cumsum(-1) - 1).clamp(min=0)
+                look(model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1, use_cache=False).logits[:, -1])
+        yield [prompt.key for group in batch for prompt, _ in group.pairs], torch.cat(seen).clone()  # cloned out here, it can be written to
+        seen.clear()
 
 
-def _planned(
-    loaded: Loaded, prompts: Sequence[Prompt], new: int, max_batch_tokens: int, max_length: int | None
-) -> Iterator[list[list[tuple[Prompt, Rendered]]]]:
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Prompts on one document, rendered; their first `prefix` tokens are computed once for all of them (0: nothing is shared)."""
+
+    pairs: Sequence[tuple[Prompt, Rendered]]
+    prefix: int
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(len(row.ids) for _, row in self.pairs)
+
+    @property
+    def document(self) -> list[int]:
+        """The tokens that all prompts begin with."""
+        return self.pairs[0][1].ids[: self.prefix]
+
+    @property
+    def tails(self) -> list[list[int]]:
+        """What each prompt adds."""
+        return [row.ids[self.prefix :] for _, row in self.pairs]
+
+
+def _planned(loaded: Loaded, prompts: Sequence[Prompt], new: int, max_batch_tokens: int, max_length: int | None, *, share: bool) -> Iterator[list[Group]]:
     """Batches of documents' prompts, longest first: an estimate of the time left errs on the safe side."""
     limit = min(max_length or loaded.context, loaded.context)
-    groups: dict[tuple[str, Position, str], list[Prompt]] = defaultdict(list)
+    asked: dict[tuple[str, Position, str], list[Prompt]] = defaultdict(list)
     for prompt in prompts:
-        groups[prompt.document, prompt.position, prompt.system].append(prompt)
-    rendered = [[(prompt, _rendered(loaded, prompt, limit, new)) for prompt in group] for group in groups.values()]
-    rendered.sort(key=lambda group: -max(len(row.ids) for _, row in group))
-    return _batches(rendered, new, max_batch_tokens)
+        asked[prompt.document, prompt.position, prompt.system].append(prompt)
+    groups = []
+    for some in asked.values():
+        pairs = [(prompt, _rendered(loaded, prompt, limit, new)) for prompt in some]
+        groups.append(Group(pairs, common_prefix([row.ids for _, row in pairs]) if share else 0))
+    groups.sort(key=lambda group: -group.longest)
+    return _batches(groups, new, max_batch_tokens)
 
 
 def _rendered(loaded: Loaded, prompt: Prompt, limit: int, reserve: int) -> Rendered:
@@ -126,18 +150,22 @@ def _rendered(loaded: Loaded, prompt: Prompt, limit: int, reserve: int) -> Rende
     return render(loaded.tokenizer, **asked, position=prompt.position, limit=limit, reserve=reserve)
 
 
-def _batches(groups: list[list[tuple[Prompt, Rendered]]], new: int, most: int) -> Iterator[list[list[tuple[Prompt, Rendered]]]]:
-    batch: list[list[tuple[Prompt, Rendered]]] = []
-    rows = longest = 0
+def _batches(groups: Sequence[Group], new: int, most: int) -> Iterator[list[Group]]:
+    """Groups in order, as many in a batch as `most` tokens hold, at least one."""
+    batch: list[Group] = []
     for group in groups:
-        length = max(longest, *(len(row.ids) + new for _, row in group))
-        if batch and (rows + len(group)) * length > most:
+        if batch and _held([*batch, group], new) > most:
             yield batch
-            batch, rows, length = [], 0, max(len(row.ids) + new for _, row in group)
+            batch = []
         batch.append(group)
-        rows, longest = rows + len(group), length
     if batch:
         yield batch
+
+
+def _held(batch: Sequence[Group], new: int) -> int:
+    """Tokens whose keys and values a batch holds, padding included: each prefix once, each row's own tokens and its answer's."""
+    own = max(group.longest - group.prefix for group in batch) + new
+    return len(batch) * max(group.prefix for group in batch) + sum(len(group.pairs) for group in batch) * own
 
 
 def can_share(model: Any) -> bool:
@@ -159,18 +187,16 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     return next((place for place in range(shortest) if len({row[place] for row in rows}) > 1), shortest)
 
 
-def _answer(loaded: Loaded, groups: list[list[list[int]]], new: int, sampler: Sampler, *, share: bool) -> list[tuple[str, bool]]:
+def _answer(loaded: Loaded, batch: Sequence[Group], new: int, sampler: Sampler) -> list[tuple[str, bool]]:
     import torch
 
     from docward.evaluation.branching import decode, ends_of
 
-    prefixes = [common_prefix(group) for group in groups]
     with torch.inference_mode():
-        if share and min(prefixes):
-            tails = [[row[size:] for row in group] for group, size in zip(groups, prefixes, strict=True)]
-            answers = decode(loaded, [group[0][:size] for group, size in zip(groups, prefixes, strict=True)], tails, new, choose=sampler.choose)
+        if all(group.prefix for group in batch):
+            answers = decode(loaded, [group.document for group in batch], [group.tails for group in batch], new, choose=sampler.choose)
         else:
-            answers = _plain(loaded, [row for group in groups for row in group], new, sampler)
+            answers = _plain(loaded, [row.ids for group in batch for _, row in group.pairs], new, sampler)
     return [_text(loaded, tokens, ends_of(loaded)) for tokens in answers]
 
 
