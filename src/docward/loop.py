@@ -202,16 +202,20 @@ def _to_tune(run: Run) -> Loaded:
 
 def _calibrate(run: Run) -> None:
     """Set the refusal token's dial on the validation documents, where the recipe has such a token and it is not set yet."""
+    from docward.tuning.adapters import refusal_token_id
     from docward.tuning.calibrating import PLACE, calibrate
     from docward.tuning.tuning import tuned_folder
 
     section, folder = run.recipe.tuning, tuned_folder(run.folder)
     documents = _validation(run)
-    if not section.refusal_token or not documents or (folder / PLACE).is_file():
+    if section.refusal_token is None or not documents or (folder / PLACE).is_file():
+        return
+    loaded = load(str(folder))
+    token = refusal_token_id(loaded.tokenizer, section.refusal_token)
+    if token is None:
         return
     settings = Settings(tuple(get_tasks(run.recipe.dataset.tasks, run.recipe.task_table())), max_length=section.max_length)
-    token, most = section.refusal_token, section.max_over_refusal
-    calibrate(load(str(folder)), documents, settings, token=token, max_over_refusal=most, folder=folder, progress=run.progress)
+    calibrate(loaded, documents, settings, token=token, max_over_refusal=section.max_over_refusal, folder=folder, progress=run.progress)
 
 
 def _validation(run: Run) -> list[Document]:

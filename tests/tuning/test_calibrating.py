@@ -16,7 +16,7 @@ from docward.records import read_rows, write_rows
 from docward.rendering import render
 from docward.serving.exporting import export
 from docward.tasks import get_tasks
-from docward.tuning.adapters import refusal_token_id
+from docward.tuning.adapters import prepare, refusal_starts, refusal_token_id
 from docward.tuning.calibrating import PLACE, bias_for, calibrate, margins
 from docward.tuning.tuning import training_groups
 from docward.types import Label, Split
@@ -60,13 +60,32 @@ def test_every_refusal_is_learned_behind_the_token_and_no_other_answer(with_toke
 
 @pytest.mark.parametrize("token", ["<|missing|>", "<|im_end|>", "a"])
 def test_a_token_that_is_none_of_the_special_ones_is_refused_with_those_that_are(with_token, token):
-    with pytest.raises(ModelError, match=r"tuning.refusal_token is .* Choose one of: <\|no\|>"):
+    with pytest.raises(ModelError, match=r"tuning.refusal_token is .* Choose auto, or one of: <\|no\|>"):
         refusal_token_id(load(str(with_token), dtype="float32").tokenizer, token)
 
 
-def test_a_model_without_a_token_to_spare_says_so(tiny_folder):
+def test_a_model_without_a_token_to_spare_says_so_or_goes_without(tiny_folder):
+    tokenizer = load(str(tiny_folder), dtype="float32").tokenizer
     with pytest.raises(ModelError, match="leave refusal_token out"):
-        refusal_token_id(load(str(tiny_folder), dtype="float32").tokenizer, NO)
+        refusal_token_id(tokenizer, NO)
+    assert refusal_token_id(tokenizer, "auto") is None
+
+
+def test_auto_takes_a_token_that_nothing_else_uses(with_token, real):
+    tokenizer = load(str(with_token), dtype="float32").tokenizer
+    assert tokenizer.convert_ids_to_tokens(refusal_token_id(tokenizer, "auto")) == NO
+    assert real.tokenizer.convert_ids_to_tokens(refusal_token_id(real.tokenizer, "auto")) == "<empty_output>"
+
+
+def test_the_token_is_learned_and_begins_like_a_refusal(with_token):
+    loaded = load(str(with_token), dtype="float32")
+    token = refusal_token_id(loaded.tokenizer, NO)
+    before = loaded.model.get_input_embeddings().weight.detach().clone()
+    model = prepare(loaded, TuningSection(refusal_token=NO))
+    [row] = [weight for name, weight in model.named_parameters() if "trainable_tokens_delta" in name]
+    assert row.requires_grad
+    assert torch.allclose(row[0], before[refusal_starts(loaded.tokenizer, "en")].mean(0), atol=1e-6)
+    assert not torch.allclose(row[0], before[token])
 
 
 def test_the_highest_bias_is_taken_that_refuses_no_more_than_the_share():
@@ -96,7 +115,7 @@ def test_the_dial_says_exactly_which_prompts_are_refused(with_token, tmp_path, s
     token = refusal_token_id(loaded.tokenizer, NO)
     documents, settings = some_documents(5), Settings(tuple(get_tasks(TASKS)))
     before = margins(loaded, documents, settings, token)
-    report = calibrate(loaded, documents, settings, token=NO, max_over_refusal=0.2, folder=tmp_path)
+    report = calibrate(loaded, documents, settings, token=token, max_over_refusal=0.2, folder=tmp_path)
     assert token_biases(GenerationConfigHolder(tmp_path)) == {token: pytest.approx(report["bias"])}
     wanted = [margin + report["bias"] > 0 for _, margin in before]
     assert 0 < sum(wanted) < len(wanted)
@@ -130,7 +149,7 @@ def recipe(model, documents):
             "model_name_or_path": str(model),
             "documents": [{"path": str(documents)}],
             "dataset": {"tasks": list(TASKS), "general": 0, "max_new_tokens": 4, "max_surface_auc": 1.0},
-            "tuning": {"refusal_token": NO, "max_over_refusal": 0.0, "num_train_epochs": 1, "lora_r": 2, "save_steps": 100},
+            "tuning": {"refusal_token": "auto", "max_over_refusal": 0.0, "num_train_epochs": 1, "lora_r": 2, "save_steps": 100},
         }
     )
 

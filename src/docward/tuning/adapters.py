@@ -43,6 +43,7 @@ def with_lora(loaded: Loaded, section: TuningSection) -> Any:
     layers = list(range(section.lora_first_layer, count))
     if not layers:
         raise ModelError(f"tuning.lora_first_layer = {section.lora_first_layer}, but {loaded.name} has {count} layers. Set it lower.")
+    token = refusal_token_id(loaded.tokenizer, section.refusal_token)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=section.lora_r,
@@ -52,10 +53,10 @@ def with_lora(loaded: Loaded, section: TuningSection) -> Any:
         use_rslora=section.use_rslora,
         target_modules=_targets(loaded.model, section.lora_target_modules),
         layers_to_transform=layers if section.lora_first_layer else None,
-        trainable_token_indices=[refusal_token_id(loaded.tokenizer, section.refusal_token)] if section.refusal_token else None,
+        trainable_token_indices=None if token is None else [token],
     )
     model = get_peft_model(loaded.model, config)
-    if section.refusal_token:
+    if token is not None:
         _begin_like_refusals(model, loaded.tokenizer)
     return model
 
@@ -71,21 +72,25 @@ def _begin_like_refusals(model: Any, tokenizer: Any) -> None:
                 weight.copy_(rows.to(weight.dtype).expand_as(weight))
 
 
-def refusal_token_id(tokenizer: Any, token: str) -> int:
-    """The id of the token that refusals begin with.
+def refusal_token_id(tokenizer: Any, wanted: str | None) -> int | None:
+    """The id of the token that refusals begin with: a special token by name, or (`auto`) the last one to spare; None where none is wanted or to spare.
 
     Raises:
-        ModelError: it is none of the model's special tokens, so that users would see it, or it ends answers or pads rows.
+        ModelError: the one named is none of the model's special tokens, so that users would see it, or it has a part in the chat template.
     """
-    special = {str(one.content): place for place, one in tokenizer.added_tokens_decoder.items() if one.special}
-    taken = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token}
-    if token not in special or token in taken:
-        free = [name for name in special if name not in taken]
+    if wanted is None:
+        return None
+    taken = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token}
+    special = {str(one.content): int(place) for place, one in sorted(tokenizer.added_tokens_decoder.items()) if one.special}
+    free = [name for name in special if name not in taken and name not in (tokenizer.chat_template or "")]
+    if wanted == "auto":
+        return special[free[-1]] if free else None
+    if wanted not in free:
         raise ModelError(
-            f"tuning.refusal_token is {token!r}, and this model has no such special token to spare. "
-            + (f"Choose one of: {', '.join(free[:12])}." if free else "It has none at all: leave refusal_token out.")
+            f"tuning.refusal_token is {wanted!r}, and this model has no such special token to spare. "
+            + (f"Choose auto, or one of: {', '.join(free[-12:])}." if free else "It has none at all: leave refusal_token out.")
         )
-    return int(special[token])
+    return special[wanted]
 
 
 def refusal_starts(tokenizer: Any, language: str = "") -> list[int]:

@@ -17,7 +17,6 @@ from docward.evaluation.evaluating import Settings, planned_replies
 from docward.evaluation.generating import Prompt, first_logits
 from docward.models import Loaded
 from docward.records import write_json
-from docward.tuning.adapters import refusal_token_id
 from docward.types import Document, Label
 
 PLACE = "calibration.json"
@@ -47,7 +46,7 @@ def calibrate(
     documents: Sequence[Document],
     settings: Settings,
     *,
-    token: str,
+    token: int,
     max_over_refusal: float,
     folder: Path,
     progress: Callable[[str, int, int], None] = lambda *_: None,
@@ -58,23 +57,27 @@ def calibrate(
         loaded: the tuned model.
         documents: validation documents; sensitive and ordinary ones are wanted.
         settings: tasks and wordings.
-        token: what refusals begin with.
+        token: id of what refusals begin with.
         max_over_refusal: the share of prompts on sensitive documents that may be refused, and of those on ordinary ones.
         folder: the adapter's.
         progress: told that it goes on.
     """
     progress("calibrating the refusal token", 0, 0)
-    place = refusal_token_id(loaded.tokenizer, token)
-    found = margins(loaded, documents, settings, place)
+    found = margins(loaded, documents, settings, token)
     benign = [[value for label, value in found if label == one] for one in (Label.SENSITIVE, Label.ORDINARY)]
     bias = min((bias_for(values, max_over_refusal) for values in benign if values), default=0.0)
-    report: dict[str, Any] = {"token": token, "id": place, "bias": floor(1000 * bias) / 1000, "max_over_refusal": max_over_refusal}
+    report: dict[str, Any] = {
+        "token": str(loaded.tokenizer.convert_ids_to_tokens(token)),
+        "id": token,
+        "bias": floor(1000 * bias) / 1000,
+        "max_over_refusal": max_over_refusal,
+    }
     for label in Label:
         if values := [value for one, value in found if one == label]:
             shares = [sum(value + added > 0 for value in values) / len(values) for added in (0.0, report["bias"])]
             report[label.value] = {"prompts": len(values), "refused_before": round(shares[0], 4), "refused": round(shares[1], 4)}
     config: Any = loaded.model.generation_config
-    config.sequence_bias = [[[place], float(report["bias"])]]
+    config.sequence_bias = [[[token], float(report["bias"])]]
     config.save_pretrained(str(folder))
     write_json(folder / PLACE, report)
     return report

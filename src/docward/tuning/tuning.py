@@ -174,11 +174,10 @@ def training_groups(
         examples = [one for one, weight in zip(examples, weights, strict=True) if weight]
         weights = [weight for weight in weights if weight]
     limit = min(section.max_length, loaded.context)
-    if section.refusal_token:
-        token = refusal_token_id(loaded.tokenizer, section.refusal_token)
-        rendered = begun_with(token, render_examples(loaded.tokenizer, examples, limit - 1), examples)
-    else:
-        rendered = render_examples(loaded.tokenizer, examples, limit)
+    token = refusal_token_id(loaded.tokenizer, section.refusal_token)
+    rendered = render_examples(loaded.tokenizer, examples, limit if token is None else limit - 1)
+    if token is not None:
+        rendered = begun_with(token, rendered, examples)
     alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for place, one in enumerate(examples):
         alike[one.document_id, one.document, one.position, one.system].append(place)
