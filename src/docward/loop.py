@@ -288,6 +288,7 @@ def summarize(run: Run) -> dict[str, Any]:
             "models": {UNTUNED: untuned, DEFENDED: defended},
             "surface": surface and surface | {"auc": auc},
             "paired": tests,
+            "dial": _dial(run),
             "seconds": {name: stage["seconds"] for name, stage in stages.items()},
             "peak_memory_mib": max(stage["peak_memory_mib"] for stage in stages.values()),
         }
@@ -295,6 +296,16 @@ def summarize(run: Run) -> dict[str, Any]:
         write_json(run.folder / "metrics.json", metrics)
         write_report(run.folder)
     return metrics
+
+
+def _dial(run: Run) -> dict[str, Any] | None:
+    """How the refusal token's dial was set, where there is one."""
+    from docward.tuning.calibrating import PLACE
+    from docward.tuning.tuning import tuned_folder
+
+    place = tuned_folder(run.folder) / PLACE
+    found: dict[str, Any] | None = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else None
+    return found
 
 
 def run_loop(recipe: Recipe, folder: Path, *, progress: Progress = lambda *_: None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from docward.cli.showing import console, show_dial
 from docward.errors import ModelError
 from docward.evaluation.evaluating import Settings, planned_replies
 from docward.evaluation.generating import Prompt, first_logits, generate
@@ -174,3 +175,13 @@ def test_a_run_sets_its_dial_even_after_a_kill_between_tuning_and_it_and_an_expo
     assert load(str(adapter)).fingerprint != plain
     export(run.folder, tmp_path / "exported")
     assert token_biases(AutoModelForCausalLM.from_pretrained(tmp_path / "exported")) == {report["id"]: pytest.approx(report["bias"])}
+
+
+def test_the_dial_stands_on_the_terminal(capsys):
+    counts = {"prompts": 40, "refused_before": 0.5, "refused": 0.05}
+    show_dial(console(), {"token": NO, "id": 7, "bias": -1.25, "max_over_refusal": 0.05, "malicious": counts | {"refused": 0.9}, "sensitive": counts})
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith("Dial: -1.25 on the logit of <|no|>, set for at most 5% of benign validation prompts.")
+    assert said.endswith("Refused there: malicious 90% of 40 prompts, sensitive 5% of 40 prompts.")
+    show_dial(console(), None)
+    assert not capsys.readouterr().out

@@ -184,6 +184,7 @@ def show_run(folder: Path, metrics: dict[str, Any], *, show_documents: bool, alr
         out.print(f"  {one['set']:9} {one['task']:14} {100 * one['difference']:+6.1f} points, p = {one['p_holm']:.3g}: {one['says']}")
     show_pooled(out, metrics["models"]["defended"])
     show_utility(out, metrics["models"])
+    show_dial(out, metrics.get("dial"))
     show_advice(out, metrics["models"]["defended"])
     for line in samples(folder / "evaluation" / "defended", show_documents=show_documents):
         out.print(line)
@@ -199,6 +200,17 @@ def show_pooled(out: Console, metrics: Mapping[str, Any]) -> None:
     for one in found or ():
         points = f"{100 * one['value']:+6.1f} points ({100 * one['low']:.1f} to {100 * one['high']:.1f})"
         out.print(f"  {one['set']:9} {'all':14} {points}, p = {one['p_holm']:.3g}: {one['says']}")
+
+
+def show_dial(out: Console, dial: Mapping[str, Any] | None) -> None:
+    """How the refusal token's dial was set."""
+    if dial:
+        sets = ", ".join(f"{name} {100 * dial[name]['refused']:.0f}% of {dial[name]['prompts']} prompts" for name in Label if name in dial)
+        out.print(
+            f"Dial: {dial['bias']:+.2f} on the logit of {dial['token']}, set for at most {100 * dial['max_over_refusal']:.0f}% of benign validation prompts. "
+            f"Refused there: {sets}.",
+            markup=False,
+        )
 
 
 def show_utility(out: Console, models: Mapping[str, Any]) -> None:
