@@ -302,7 +302,7 @@ def model_metrics(
         kept = retention(of_documents, golds=golds, untuned=untuned.replies, margin=untuned.margin)
         kept += likelihood_retention(likelihoods, untuned.likelihoods, margin=untuned.margin)
     return {
-        **verdict_metrics(replies, verdicts, pairs=untuned and untuned.pairs),
+        **verdict_metrics(replies, verdicts, pairs=untuned.pairs if untuned else None),
         "utility": [asdict(one) for one in [*utility(of_documents, golds=golds, untuned=theirs), *likelihood_utility(likelihoods)]],
         "retention": [asdict(one) for one in kept],
         "perplexity": perplexity_ratio(likelihoods, untuned.likelihoods) if untuned else None,
