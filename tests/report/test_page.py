@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from invented_run import SCRIPT, SECRET, SETS, TASKS, rate, write_run
+from invented_run import DIFFERENCES, SCRIPT, SECRET, SETS, TASKS, rate, write_run
 from pages import change, embedded, render, words
 
 from docward.errors import RunError
@@ -156,9 +156,11 @@ def test_the_headline_says_undecided_in_words(run):
 
 
 def test_a_pooled_test_is_preferred_to_its_tasks(run):
-    pooled = {"set": "malicious", "task": "all", "pairs": 30, "difference": 0.731, "p_holm": 0.0001, "says": "more refusals"}
-    change(run / "metrics.json", lambda metrics: metrics["paired"].append(pooled))
-    assert "On malicious documents: more refusals (+73.1 points)." in words(render(run))
+    change(run / "metrics.json", lambda metrics: metrics["models"]["defended"].update(differences=DIFFERENCES))
+    text = words(render(run))
+    assert "On malicious documents: more refusals (+73.1 points, +60.2 to +84.9)." in text
+    assert "On sensitive documents: undecided (+2.2 points, −3.0 to +8.1)." in text
+    assert "on 4 of 5 tasks" not in text
 
 
 @pytest.mark.parametrize(("low", "high", "says"), [(0.4, 0.8, "beats the baseline."), (0.3, 0.8, "is undecided."), (-0.5, -0.1, "is worse than the baseline.")])

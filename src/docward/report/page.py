@@ -14,7 +14,6 @@ import base64
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 from docward.errors import DocumentError, RunError
 from docward.records import typed, write_text
 from docward.report import audit as audits
-from docward.report import figures, robustness, samples, trying, values
+from docward.report import deciding, figures, judges, robustness, samples, trying, values
 from docward.report import tuning as tunings
 from docward.report.figures import RATE_NAMES, SETS
 from docward.types import Rate
@@ -148,24 +147,16 @@ def _checked(metrics: Any, where: str, remedy: str) -> dict[str, Any]:
 
 
 def _sentences(run: _Run) -> list[str]:
-    """Say in words what the paired tests decided, set by set."""
+    """Say in words what the paired tests decided, set by set: over all tasks, or how many tasks where that was not tested."""
+    if found := deciding.differences(run.models[run.main]) if run.models else []:
+        return deciding.sentences(found)
     said = []
     for label in SETS:
         rows = [row for row in run.paired if row.get("set") == label]
-        rows = [row for row in rows if row.get("task") == "all"] or rows
-        if len(rows) == 1:
-            said.append(f"On {label} documents: {_one_test(rows[0])}.")
-        elif rows:
-            counts = Counter(str(row.get("says")) for row in rows)
-            parts = [f"{says} on {count} of {len(rows)} tasks" for says in ("more refusals", "fewer refusals", "undecided") if (count := counts[says])]
-            said.append(f"On {label} documents: {', '.join(parts)}.")
+        counts = Counter(str(row.get("says")) for row in rows)
+        parts = [f"{says} on {count} of {len(rows)} tasks" for says in ("more refusals", "fewer refusals", "undecided") if (count := counts[says])]
+        said += [f"On {label} documents: {', '.join(parts)}."] if parts else []
     return said
-
-
-def _one_test(row: Mapping[str, Any]) -> str:
-    difference = row.get("difference")
-    size = f" ({100 * difference:+.1f} points)" if isinstance(difference, int | float) else ""
-    return f"{row.get('says')}{size}"
 
 
 def _surface_sentence(run: _Run) -> str:
@@ -217,10 +208,11 @@ def _rate_tables(run: _Run) -> list[dict[str, Any]]:
     return tables
 
 
-def _utility(run: _Run) -> list[tuple[str, str, list[dict[str, Any] | None]]]:
+def _utility(run: _Run) -> list[tuple[str, str, str, list[dict[str, Any] | None]]]:
     cells = {name: {(row["task"], row["measure"]): row for row in metrics.get("utility") or []} for name, metrics in run.models.items()}
     keys = dict.fromkeys(key for rows in cells.values() for key in rows)
-    return [(task, measure, [cells[name].get((task, measure)) for name in run.models]) for task, measure in keys]
+    rows = [(task, measure, [cells[name].get((task, measure)) for name in run.models]) for task, measure in keys]
+    return [(task, measure, deciding.measure_name(next(cell for cell in found if cell)), found) for task, measure, found in rows]
 
 
 def _figures(run: _Run) -> dict[str, Any]:
@@ -255,7 +247,7 @@ def _render(run: _Run) -> str:
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {one.__name__: one for one in (values.percent, values.interval, values.signed, values.measure, values.duration)}
+    environment.filters |= {one.__name__: one for one in (values.percent, values.interval, values.signed, values.points, values.measure, values.duration)}
     environment.globals |= {"colour": lambda name: figures.colour(name, list(run.models)), "display_name": figures.display_name}
     drawn, chosen, audit = _figures(run), samples.view(run.folders, run.main) if run.models else None, audits.view(run.audit)
     scripts = {"plotly": plotly.offline.get_plotlyjs() if drawn else "", "own": environment.get_template("page.js.j2").render()}
@@ -270,6 +262,12 @@ def _render(run: _Run) -> str:
         "tables": _rate_tables(run),
         "idle": trying.idle(run.models),
         "names": RATE_NAMES,
+        "differences": deciding.differences(run.models[run.main]) if run.models else [],
+        "kept": deciding.kept(run.models[run.main]) if run.models else {},
+        "advice": deciding.advice(run.models[run.main]) if run.models else [],
+        "missing": [(name, lack) for name, metrics in run.models.items() if (lack := deciding.missing(metrics))],
+        "corrected": [(name, found) for name, metrics in run.models.items() if (found := deciding.corrected(metrics))],
+        "judges": [(name, found) for name, folder in run.folders.items() if (found := judges.view(folder))],
         "utility": _utility(run),
         "robustness": run.suites,
         "limits": {"set": samples.SAMPLES_PER_SET, "mistakes": samples.MISTAKES_PER_SET, "text": samples.TEXT_LIMIT},

@@ -15,6 +15,7 @@ from typing import Any
 from docward.errors import DocumentError, RunError
 from docward.evaluation.suites.summing import SUITES_FILE, SuiteRate, read_suites
 from docward.records import typed
+from docward.report import deciding, values
 from docward.report.figures import RATE_NAMES, SETS
 
 WIDE = 8  # levels; a figure of more takes a row of its own
@@ -41,14 +42,15 @@ def _suite(found: Mapping[str, Any], path: Path) -> dict[str, Any]:
         rates = {label: next((row for row in there if row["set"] == label), None) for label in SETS}
         levels.append({"name": name, "curve": there[0]["curve"], "rates": rates, "differences": {label: _difference(rate) for label, rate in rates.items()}})
     told = {name: str(found[name]) for name in ("name", "what", "axis")}
-    return {**told, "left_out": [str(name) for name in found["left_out"]], "levels": levels, "wide": len(levels) > WIDE, "decided": _decided(levels)}
+    left_out = [str(name) for name in found["left_out"]]
+    return {**told, "left_out": left_out, "missing": deciding.missing(found), "levels": levels, "wide": len(levels) > WIDE, "decided": _decided(levels)}
 
 
 def _difference(rate: Mapping[str, Any] | None) -> str:
     test = rate and rate["against_unchanged"]
     if not test:
         return ""
-    value, low, high = (_points(test[name]) for name in ("value", "low", "high"))
+    value, low, high = (values.points(test[name]) for name in ("value", "low", "high"))
     return f"{value} points ({low} to {high}): {test['says']}"
 
 
@@ -57,10 +59,6 @@ def _decided(levels: list[dict[str, Any]]) -> list[str]:
     found = []
     for label in SETS:
         tests = [(level["name"], rate["against_unchanged"]) for level in levels if (rate := level["rates"][label])]
-        if said := [f"{name} {_points(test['value'])}" for name, test in tests if test and test["decided"]]:
+        if said := [f"{name} {values.points(test['value'])}" for name, test in tests if test and test["decided"]]:
             found.append(f"{RATE_NAMES[label].lower()}: {', '.join(said)}")
     return found
-
-
-def _points(share: float) -> str:
-    return f"{100 * share + 0.0:+.1f}".replace("-", "−")

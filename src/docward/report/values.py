@@ -62,6 +62,11 @@ def signed(value: float | None) -> str:
     return "not measured" if value is None else f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")  # adding 0.0 turns -0.0 into 0.0
 
 
+def points(share: float) -> str:
+    """A difference of shares in points, with its sign."""
+    return f"{100 * share + 0.0:+.1f}".replace("-", "−")
+
+
 def measure(value: float | None, measure: str) -> str:
     """A utility value: shares as percent, chrF as it is given (0 to 100, or 0 to 1)."""
     if value is None:
