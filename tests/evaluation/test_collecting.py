@@ -16,13 +16,15 @@ from pathlib import Path
 import psutil
 import pytest
 
+from docward.documents.reading import own_documents
 from docward.errors import RunError
+from docward.evaluation.baseline import add_surface
 from docward.evaluation.collecting import PART, REPLIES, put_in_order, share, take_in
 from docward.evaluation.evaluating import Settings, evaluate, planned_replies
 from docward.models import Loaded
 from docward.records import KeyedLog, write_rows
 from docward.tasks import get_tasks
-from docward.types import Document, Reply
+from docward.types import Document, Reply, Split
 from tiny import some_documents
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +35,7 @@ GROUPS = 6
 
 def documents() -> list[Document]:
     """Of unlike lengths, by label as the command line gives them."""
-    found = [replace(one, text=one.text * (1 + place % 4)) for place, one in enumerate(some_documents(GROUPS))]
+    found = [replace(one, text=one.text * (1 + place % 4), source=f"{one.label}.jsonl") for place, one in enumerate(some_documents(GROUPS))]
     return [one for label in ("malicious", "sensitive", "ordinary") for one in found if one.label == label]
 
 
@@ -108,6 +110,8 @@ def test_what_one_stopped_process_leaves_is_finished_by_two(tiny, tiny_folder, t
     command, how = launched(folder, tiny_folder, hold=0)
     done = subprocess.run(command, env=how, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
+    train = [one for one in own_documents() if one.split == Split.TRAIN]
+    add_surface(undisturbed, json.loads((undisturbed / "metrics.json").read_text()), train, documents(), fitted_on="the starter")
     assert_same_files(folder, undisturbed)
     assert set(kept) <= set((folder / "replies.jsonl").read_text().splitlines())
     batches = [int((tmp_path / f"run.held.{rank}").read_text()) for rank in (0, 1)]

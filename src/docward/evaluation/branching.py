@@ -86,18 +86,18 @@ class Branches:
             prefixes, own = (tuple(one.new_zeros(rows, one.shape[1], tokens, one.shape[-1]) for one in states) for rows, tokens in self.sizes)
             self.prefixes[layer], self.own[layer] = prefixes, own
         where, rows, places = reading.tails
-        for one, prefixes, own in zip((key, value), self.prefixes[layer], self.own[layer], strict=True):
-            own[rows, :, places] = one[0, :, where].transpose(0, 1)
+        for one, held, kept in zip((key, value), self.prefixes[layer], self.own[layer], strict=True):
+            kept[rows, :, places] = one[0, :, where].transpose(0, 1)
             for number, span, _ in reading.documents:
-                prefixes[number, :, : span.stop - span.start] = one[0, :, span]
+                held[number, :, : span.stop - span.start] = one[0, :, span]
         out = value.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
         how: dict[str, Any] = {"scale": scale, "enable_gqa": query.shape[1] > key.shape[1]}
         for _, span, runs in reading.documents:
             document = key[:, :, span], value[:, :, span]
             out[:, span] = scaled_dot_product_attention(query[:, :, span], *document, is_causal=True, **how).transpose(1, 2)
             for run, mask in runs:
-                seen = (torch.cat([first, then[:, :, run]], 2) for first, then in zip(document, (key, value), strict=True))
-                out[:, run] = scaled_dot_product_attention(query[:, :, run], *seen, attn_mask=mask.to(query.dtype), **how).transpose(1, 2)
+                keys, values = (torch.cat([first, then[:, :, run]], 2) for first, then in zip(document, (key, value), strict=True))
+                out[:, run] = scaled_dot_product_attention(query[:, :, run], keys, values, attn_mask=mask.to(query.dtype), **how).transpose(1, 2)
         return out
 
     def step(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
@@ -119,8 +119,8 @@ class Branches:
         """(rows, heads, n, a) times (documents, heads, a, b) of each row's document, as one product a document and head."""
         documents, columns = self.grid.shape
         rows = states if self.even else states[self.grid.flatten()]
-        together = rows.unflatten(0, (documents, columns)).transpose(1, 2).flatten(2, 3) @ theirs  # (documents, heads, columns x n, b)
-        apart = together.unflatten(2, (columns, -1)).transpose(1, 2).flatten(0, 1)
+        together = rows.view(documents, columns, *rows.shape[1:]).transpose(1, 2).flatten(2, 3) @ theirs  # (documents, heads, columns x n, b)
+        apart = together.view(*together.shape[:2], columns, -1, together.shape[-1]).transpose(1, 2).flatten(0, 1)
         return apart if self.even else apart[self.place]
 
 
@@ -239,7 +239,8 @@ def _runs(edges: Sequence[int], prefix: int, device: torch.device) -> Iterator[M
         stop = first + 1
         while stop < len(edges) - 1 and edges[stop + 1] - edges[first] <= MASKED:
             stop += 1
-        seen = torch.block_diag(*(torch.ones(end - start, end - start).tril() for start, end in pairwise(edges[first : stop + 1]))).bool()
+        blocks = [torch.ones(end - start, end - start).tril() for start, end in pairwise(edges[first : stop + 1])]
+        seen: torch.Tensor = torch.block_diag(*blocks).bool()  # type: ignore[no-untyped-call]
         yield slice(edges[first], edges[stop]), _added(torch.cat([torch.ones(len(seen), prefix, dtype=torch.bool), seen], 1)).to(device)
         first = stop
 
