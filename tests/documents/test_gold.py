@@ -57,6 +57,8 @@ COLUMNS = {f"gold.{task}": text for task, text in GOLD.items()}
 def test_gold_is_read_from_a_file_and_what_is_not_there_is_none(tmp_path, name, write, some, none):
     write(tmp_path / name, [row(**some), row(text="Another one.", **none)])
     assert [one.gold for one in read_documents(tmp_path / name)] == [GOLD, {}]
+    of_a_recipe = source_rows(Source(path=str(tmp_path / name)))
+    assert [to_document(one.values, label=None, where=one.where).gold for one in of_a_recipe] == [GOLD, {}]
 
 
 def test_a_recipe_names_the_columns_of_gold(tmp_path):

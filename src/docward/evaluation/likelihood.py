@@ -73,7 +73,7 @@ class Likelihood:
     log_likelihood: float
 
 
-def read_general(path: Path, *, origin: str = GOLD) -> tuple[GeneralAnswer, ...]:
+def read_general(path: Path) -> tuple[GeneralAnswer, ...]:
     """Read general instructions with an answer each, from a table of any kind that `file_rows` reads: `instruction`, `response` and, if there, `id`.
 
     Raises:
@@ -90,7 +90,7 @@ def read_general(path: Path, *, origin: str = GOLD) -> tuple[GeneralAnswer, ...]
                     f"{row.where}: `{name}` {what} (fields {there}). Each row needs an `instruction` and the `response` whose perplexity is wanted, as texts."
                 )
         instruction, response, said = row.values["instruction"], row.values["response"], row.values.get("id")
-        found.append(GeneralAnswer(text_hash(instruction, response) if said in (None, "") else str(said), instruction, response, origin))
+        found.append(GeneralAnswer(text_hash(instruction, response) if said in (None, "") else str(said), instruction, response))
     return tuple(found)
 
 
