@@ -118,7 +118,7 @@ def report(folder: Path) -> None:
     write_report(folder)
 
 
-STEPS: dict[str, Callable[[Path], None]] = {"judge": judge, "sum": sum_up, "pair": pair, "compare": compare_models, "report": report}
+STEPS: dict[str, Callable[[Path], None]] = {"sum": sum_up, "pair": pair, "compare": compare_models, "report": report, "judge": judge}
 
 
 def measured(step: str, folder: Path) -> tuple[float, float]:

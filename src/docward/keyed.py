@@ -35,13 +35,15 @@ class KeyTable:
 
     def all(self, key: str) -> list[int]:
         """The numbers of a key, the last first."""
-        first, end = (int(self._hashes.searchsorted(hash(key), side=side)) for side in ("left", "right"))
-        return [int(number) for number in self._numbers[first:end][::-1]]
+        place, wanted, found = int(self._hashes.searchsorted(hash(key), side="right")) - 1, hash(key), []
+        while place >= 0 and self._hashes[place] == wanted:
+            found.append(int(self._numbers[place]))
+            place -= 1
+        return found
 
     def get(self, key: str) -> int | None:
         """The number of a key; None where it is not there."""
-        place = int(self._hashes.searchsorted(hash(key), side="right")) - 1
-        return int(self._numbers[place]) if place >= 0 and self._hashes[place] == hash(key) else None
+        return next(iter(self.all(key)), None)
 
     def __contains__(self, key: object) -> bool:
         """Whether a key is there."""
@@ -67,8 +69,8 @@ class KeyedRows(Mapping[str, Value]):
             DocumentError: a line is no keyed row.
         """
         self.path, self.value = path, value
-        self._file = path.open("rb")
         self.places = KeyTable(self._keys(), large=True)
+        self._file = path.open("rb")
 
     def _keys(self) -> Iterator[tuple[str, int]]:
         place = 0
