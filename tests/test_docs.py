@@ -56,8 +56,9 @@ def test_every_command_and_file_that_the_docs_name_is_there(path):
     text = path.read_text(encoding="utf-8")
     commands = {command.name or command.callback.__name__ for command in app.registered_commands}
     assert set(re.findall(r"(?:^|`|bin/)docward ([a-z]+)", text, re.MULTILINE)) <= commands
-    named = re.findall(r"`((?:docs|recipes|bench|src|tests)/[\w/.-]+\.\w+)`", text) + re.findall(r"\]\((?!http)([\w/.-]+)\)", text)
-    assert [name for name in named if not (ROOT / name).exists()] == []
+    named = [ROOT / name for name in re.findall(r"`((?:docs|recipes|bench|src|tests)/[\w/.-]+\.\w+)`", text)]
+    linked = [path.parent / name for name in re.findall(r"\]\((?!http)([\w/.-]+)\)", text)]
+    assert [place for place in (*named, *linked) if not place.exists()] == []
 
 
 def test_the_recipes_in_the_docs_are_recipes():
