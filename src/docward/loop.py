@@ -207,8 +207,7 @@ def _calibrate(run: Run) -> None:
     from docward.tuning.tuning import tuned_folder
 
     section, folder = run.recipe.tuning, tuned_folder(run.folder)
-    documents = _validation(run)
-    if section.refusal_token is None or not documents or (folder / PLACE).is_file():
+    if section.refusal_token is None or (folder / PLACE).is_file() or not (documents := _validation(run)):
         return
     loaded = load(str(folder))
     token = refusal_token_id(loaded.tokenizer, section.refusal_token)
