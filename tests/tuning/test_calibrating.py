@@ -17,7 +17,7 @@ from docward.records import read_rows, write_rows
 from docward.rendering import render
 from docward.serving.exporting import export
 from docward.tasks import get_tasks
-from docward.tuning.adapters import prepare, refusal_starts, refusal_token_id
+from docward.tuning.adapters import prepare, refusal_starts, refusal_token_id, token_rows
 from docward.tuning.calibrating import PLACE, bias_for, calibrate, margins
 from docward.tuning.tuning import training_groups
 from docward.types import Label, Split
@@ -81,12 +81,24 @@ def test_auto_takes_a_token_that_nothing_else_uses(with_token, real):
 def test_the_token_is_learned_and_begins_like_a_refusal(with_token):
     loaded = load(str(with_token), dtype="float32")
     token = refusal_token_id(loaded.tokenizer, NO)
-    before = loaded.model.get_input_embeddings().weight.detach().clone()
-    model = prepare(loaded, TuningSection(refusal_token=NO))
-    [row] = [weight for name, weight in model.named_parameters() if "trainable_tokens_delta" in name]
+    ends = loaded.model.get_input_embeddings(), loaded.model.get_output_embeddings()
+    before = [end.weight.detach().clone() for end in ends]
+    rows = token_rows(prepare(loaded, TuningSection(refusal_token=NO)))
+    assert len(rows) == 2  # its embeddings are not those of its output layer
+    for row, was in zip(rows, before, strict=True):
+        assert row.requires_grad
+        assert torch.allclose(row[0], was[refusal_starts(loaded.tokenizer, "en")].mean(0), atol=1e-6)
+        assert not torch.allclose(row[0], was[token])
+
+
+def test_where_embeddings_and_output_layer_are_one_the_token_has_one_row_that_learns_small_steps(with_token):
+    loaded = load(str(with_token), dtype="bfloat16")
+    loaded.model.set_output_embeddings(torch.nn.Linear(32, loaded.model.config.vocab_size, bias=False))
+    loaded.model.lm_head.weight = loaded.model.get_input_embeddings().weight
+    loaded.model.config.tie_word_embeddings = True
+    [row] = token_rows(prepare(loaded, TuningSection(refusal_token=NO)))
+    assert row.dtype == torch.float32
     assert row.requires_grad
-    assert torch.allclose(row[0], before[refusal_starts(loaded.tokenizer, "en")].mean(0), atol=1e-6)
-    assert not torch.allclose(row[0], before[token])
 
 
 def test_the_highest_bias_is_taken_that_refuses_no_more_than_the_share():

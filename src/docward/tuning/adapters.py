@@ -53,7 +53,7 @@ def with_lora(loaded: Loaded, section: TuningSection) -> Any:
         use_rslora=section.use_rslora,
         target_modules=_targets(loaded.model, section.lora_target_modules),
         layers_to_transform=layers if section.lora_first_layer else None,
-        trainable_token_indices=None if token is None else [token],
+        trainable_token_indices=None if token is None else _rows_of(loaded.model, token),
     )
     model = get_peft_model(loaded.model, config)
     if token is not None:
@@ -61,15 +61,30 @@ def with_lora(loaded: Loaded, section: TuningSection) -> Any:
     return model
 
 
+def _rows_of(model: Any, token: int) -> dict[str, list[int]] | list[int]:
+    """The token's rows to train, as PEFT takes them: of embeddings and output layer, or the one that both have."""
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    if ends[0].weight is ends[1].weight:
+        return [token]
+    return {name.rsplit(".", 1)[-1]: [token] for name, module in model.named_modules() if module in ends}
+
+
+def token_rows(model: Any) -> list[Any]:
+    """The trained rows of the refusal token, that of the output layer last."""
+    return [weight for name, weight in model.named_parameters() if "trainable_tokens_delta" in name]
+
+
 def _begin_like_refusals(model: Any, tokenizer: Any) -> None:
     """Start the refusal token as the mean of the tokens that refusals begin with: a token that no text has used is next to impossible at first."""
     import torch
 
-    rows = model.get_input_embeddings().weight[refusal_starts(tokenizer, "en")].float().mean(0)
+    starts = refusal_starts(tokenizer, "en")
+    ends, rows = (model.get_input_embeddings(), model.get_output_embeddings()), token_rows(model)
     with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "trainable_tokens_delta" in name:
-                weight.copy_(rows.to(weight.dtype).expand_as(weight))
+        for end, row in zip(ends[: len(rows)], rows, strict=True):
+            row.data = (
+                end.weight[starts].float().mean(0).expand_as(row).clone()
+            )  # in float32, as the adapter's other weights: bfloat16 would swallow small steps
 
 
 def refusal_token_id(tokenizer: Any, wanted: str | None) -> int | None:

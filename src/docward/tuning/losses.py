@@ -61,16 +61,18 @@ def _shares(tasks: Sequence[str], weights: Mapping[str, float] | None) -> dict[s
     return {task: weight / total for task, weight in given.items()}
 
 
-def example_nll(model: Any, batch: Mapping[str, Any], *, decision_weight: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+def example_nll(model: Any, batch: Mapping[str, Any], *, decision_weight: float = 0.0, refusal_token: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean negative log-likelihood of each example's learned tokens, in nats per token, and the logits.
 
     With a decision weight d it is (1 - d) * that mean + d * the value of the answer's first token: refusing or answering is chosen there, and a plain mean
-    gives that choice only one token's share of the gradient. The vocabulary product is done only at positions that predict a learned token.
+    gives that choice only one token's share of the gradient. Where refusals begin with a token of their own, d weighs `decision_nll` instead: what a benign
+    answer begins with is all the same to the choice. The vocabulary product is done only at positions that predict a learned token.
 
     Args:
         model: a causal language model.
         batch: a pass of `docward.tuning.packing.pass_of`.
         decision_weight: d, from 0 (the paper's loss) to 1.
+        refusal_token: id of the token that all refusals begin with, and no other answer.
 
     Returns:
         (examples,), float32 or wider; and (kept positions, vocabulary).
@@ -78,13 +80,34 @@ def example_nll(model: Any, batch: Mapping[str, Any], *, decision_weight: float 
     import torch
     from torch.nn.functional import cross_entropy
 
-    logits = model(**_inputs(batch), logits_to_keep=batch["keep"], use_cache=False).logits
+    logits = model(**forward_inputs(batch), logits_to_keep=batch["keep"], use_cache=False).logits
     logits = logits.reshape(-1, logits.shape[-1])
     pairs = cross_entropy(_exact(_read(logits, batch["source"])), batch["target"], reduction="none")
     tokens, owner = _read(pairs, batch["pair"]), batch["owner"]
     sums = torch.zeros(len(batch["factors"]), dtype=tokens.dtype, device=tokens.device).index_add(0, owner, tokens)
     counts = torch.bincount(owner, minlength=len(sums))
-    return (1 - decision_weight) * sums / counts + decision_weight * tokens[batch["first"]], logits
+    decisions = tokens[batch["first"]]
+    if decision_weight and refusal_token is not None:
+        refuse = torch.tensor([term == DEFENSE for term in batch["terms"]], device=logits.device)
+        decisions = decision_nll(_exact(logits[batch["source"][batch["pair"][batch["first"]]]]), refusal_token, refuse)
+    return (1 - decision_weight) * sums / counts + decision_weight * decisions, logits
+
+
+def decision_nll(logits: torch.Tensor, token: int, refuse: torch.Tensor) -> torch.Tensor:
+    """-log p(token) where one should refuse, -log(1 - p(token)) elsewhere: logistic regression on the token's log-odds, in nats.
+
+    Args:
+        logits: (examples, vocabulary) where each answer begins.
+        token: id of the refusal token.
+        refuse: boolean (examples,).
+
+    Returns:
+        (examples,).
+    """
+    import torch
+
+    odds = logits[:, token] - logits.index_fill(1, torch.tensor([token], device=logits.device), -torch.inf).logsumexp(-1)
+    return torch.nn.functional.softplus(torch.where(refuse, -odds, odds))
 
 
 def _exact(logits: torch.Tensor) -> torch.Tensor:
@@ -99,7 +122,8 @@ def _read(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return values if len(places) == len(values) and bool((places == torch.arange(len(values), device=places.device)).all()) else values[places]
 
 
-def _inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+def forward_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a pass the model takes."""
     return {name: batch[name] for name in ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "layout") if name in batch}
 
 
@@ -128,7 +152,7 @@ def anchor_kl(
     keep = torch.zeros_like(batch["keep"])
     keep.view(-1)[batch["keep"].view(-1).nonzero()[once, 0]] = True
     with torch.no_grad(), untuned():
-        was = model(**_inputs(batch), logits_to_keep=keep, use_cache=False).logits.reshape(-1, logits.shape[-1])
+        was = model(**forward_inputs(batch), logits_to_keep=keep, use_cache=False).logits.reshape(-1, logits.shape[-1])
         was = _exact(was).log_softmax(-1)
     now = _exact(logits[once]).log_softmax(-1)
     return found.index_add(0, batch["owner"][wanted], kl_div(now, was, log_target=True, reduction="none").sum(-1)[back])

@@ -42,6 +42,7 @@ class Objective:
     anchor_factor: float = 0.0
     loss_on: LossOn = "answers"
     untuned: Callable[[], AbstractContextManager[Any]] = nullcontext
+    refusal_token: int | None = None
 
 
 class Steps(Dataset[list[dict[str, Any]]]):
@@ -161,7 +162,7 @@ class DefenseTrainer(Trainer):
     def _pass(self, model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss of one pass, and its part of the sums (SUMS)."""
         objective = self.objective
-        nll, logits = example_nll(model, batch, decision_weight=objective.decision_weight)
+        nll, logits = example_nll(model, batch, decision_weight=objective.decision_weight, refusal_token=objective.refusal_token)
         loss = (batch["factors"] * nll).sum()
         sums = dict.fromkeys(SUMS, 0.0)
         if objective.anchor_factor:

@@ -114,6 +114,7 @@ def tune(
     from docward.tuning.checkpoints import clear
     from docward.tuning.frozen import frozen_below
     from docward.tuning.fused import fused
+    from docward.tuning.refusal_row import fit_refusal_row
     from docward.tuning.sharing import shared_layout
 
     data, rendered = training_groups(loaded, examples, section, groups=groups, task_weights=task_weights)
@@ -134,6 +135,8 @@ def tune(
         stack.enter_context(fused(model))
         first = 0 if processes.spread() else section.lora_first_layer  # no process has all the weights on its accelerator
         frozen = stack.enter_context(frozen_below(loaded, data, first, compute, progress))
+        if section.refusal_token is not None and not processes.spread():
+            fit_refusal_row(loaded, model, data, section, compute, progress)
 
         @contextmanager
         def whole() -> Iterator[None]:
@@ -247,7 +250,7 @@ def _train(
     args = trainer_arguments(section, checkpoints, seed, loaded)
     mine = run_identity(loaded, groups, section, seed) | {"_examples_per_step": examples_per_step(section, args.world_size)}
     first = processes.on_main(lambda: claim(checkpoints, mine))
-    objective = _objective(model, groups, section, first["_examples_per_step"])
+    objective = _objective(loaded, model, groups, section, first["_examples_per_step"])
     plan = plan_steps(groups, examples_per_step=objective.examples_per_step, epochs=section.num_train_epochs, seed=seed)
     args.max_steps = len(plan)
     steps = Steps(groups, plan, compute=compute, max_batch_tokens=section.max_batch_tokens, pad=loaded.tokenizer.pad_token_id, loss_on=section.loss_on)
@@ -314,11 +317,12 @@ def run_identity(loaded: Loaded, groups: Sequence[Group], section: TuningSection
     return {"model": loaded.name, "weights": loaded.fingerprint, "data": text_hash(*rows), "seed": seed} | settings
 
 
-def _objective(model: Any, groups: Sequence[Group], section: TuningSection, per_step: int) -> Any:
+def _objective(loaded: Loaded, model: Any, groups: Sequence[Group], section: TuningSection, per_step: int) -> Any:
+    from docward.tuning.adapters import refusal_token_id
     from docward.tuning.losses import BENIGN
     from docward.tuning.trainer import Objective
 
-    objective = Objective(per_step, section.decision_weight, 0.0, section.loss_on)
+    objective = Objective(per_step, section.decision_weight, 0.0, section.loss_on, refusal_token=refusal_token_id(loaded.tokenizer, section.refusal_token))
     rows = [row for group in groups for row in group.rows]
     tokens = sum(len(row.rendered.ids) - row.rendered.answer_start for row in rows if row.term == BENIGN)
     if not section.anchor_weight or not tokens:

@@ -1,0 +1,109 @@
+"""The refusal token's row before tuning: logistic regression on the untuned model's own states, where answers begin.
+
+In: a model with a fresh adapter and the training rows. Out: the row of the output layer at which the token's log-odds tell malicious from benign training
+documents best; tuning goes on from there, in place of finding it by small steps. A token as refusal score: Refusal Tokens, arXiv 2412.06748.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from docward import processes
+from docward.models import Loaded
+from docward.recipe import TuningSection
+from docward.tuning.adapters import refusal_token_id, token_rows
+from docward.tuning.losses import DEFENSE, forward_inputs
+from docward.tuning.packing import Compute, Group, fit_passes, pass_of
+
+MOST_ROWS = 1000  # enough for a few hundred weights, and half a minute
+RIDGE = 100.0  # of the penalty, on states of unit variance; scikit-learn's 1 / C
+
+
+def fit_refusal_row(
+    loaded: Loaded,
+    model: Any,
+    groups: Sequence[Group],
+    section: TuningSection,
+    compute: Compute,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> None:
+    """Start the refusal token's row from a fit; nothing happens where the model has no token to spare.
+
+    Args:
+        loaded: the model's tokenizer.
+        model: with a fresh adapter, in the layout that `compute` wants.
+        groups: training rows; at most about MOST_ROWS of them are read.
+        section: the recipe's.
+        compute: the layout.
+        progress: told how many passes are done.
+    """
+    token = refusal_token_id(loaded.tokenizer, section.refusal_token)
+    rows = token_rows(model)
+    if token is None or not rows:
+        return
+    found = processes.on_main(lambda: _fitted(loaded, model, groups, section, compute, token, rows[-1], progress))
+    with torch.no_grad():
+        rows[-1].copy_(torch.tensor(found, dtype=rows[-1].dtype, device=rows[-1].device).expand_as(rows[-1]))
+
+
+def _fitted(loaded: Loaded, model: Any, groups: Sequence[Group], section: TuningSection, compute: Compute, token: int, row: torch.Tensor, progress: Any) -> Any:
+    every = max(1, sum(len(group.rows) for group in groups) // MOST_ROWS)
+    passes = fit_passes(groups[::every], section.max_batch_tokens, compute)
+    states, others, refuse = [], [], []
+    for done, one in enumerate(passes):
+        progress("the refusal token's first row", done, len(passes))
+        batch = {name: value.to(model.device) if isinstance(value, torch.Tensor) else value for name, value in pass_of(one, compute=compute, pad=0).items()}
+        inside, logits = _where_answers_begin(model, batch)
+        logits[:, token] = -torch.inf
+        states.append(inside.float())
+        others.append(logits.float().logsumexp(-1))
+        refuse += [term == DEFENSE for term in batch["terms"]]
+    start = row.detach().reshape(-1, row.shape[-1])[0].float()
+    return logistic_row(torch.cat(states), torch.cat(others), torch.tensor(refuse, device=start.device), start).tolist()
+
+
+@torch.no_grad()
+def _where_answers_begin(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What enters the output layer at each answer's first token, (examples, size), and the logits there, (examples, vocabulary)."""
+    entered: list[torch.Tensor] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: entered.append(given[0]))
+    try:
+        logits = model(**forward_inputs(batch), logits_to_keep=batch["keep"], use_cache=False).logits
+    finally:
+        hook.remove()
+    at = batch["source"][batch["pair"][batch["first"]]]
+    return entered[0].reshape(-1, entered[0].shape[-1])[at], logits.reshape(-1, logits.shape[-1])[at]
+
+
+def logistic_row(states: torch.Tensor, others: torch.Tensor, refuse: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    """The row w whose log-odds, states @ w - others, fit `refuse` best; both sides weigh the same.
+
+    Args:
+        states: (examples, size).
+        others: (examples,), the log-sum-exp of all other tokens' logits.
+        refuse: boolean (examples,).
+        start: (size,), where the search begins and what the penalty draws towards.
+
+    Returns:
+        (size,), float32.
+    """
+    wanted = refuse.float()
+    weights = torch.where(refuse, 0.5 / wanted.mean().clamp(min=1e-6), 0.5 / (1 - wanted).mean().clamp(min=1e-6))
+    scale = states.std(0).clamp(min=1e-6)
+    scaled, fixed = states / scale, states @ start - others
+    moved = torch.zeros_like(start, requires_grad=True)
+    search = torch.optim.LBFGS([moved], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        search.zero_grad()
+        value = binary_cross_entropy_with_logits(fixed + scaled @ moved, wanted, weight=weights) + RIDGE * moved.square().sum() / (2 * len(states))
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        search.step(loss)
+    return start + moved.detach() / scale

@@ -1,0 +1,90 @@
+"""The decision's own loss, and the refusal token's first row, fitted on the untuned model's states."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from docward.models import load
+from docward.recipe import TuningSection
+from docward.rendering import Rendered
+from docward.tuning.adapters import prepare, refusal_token_id
+from docward.tuning.losses import decision_nll, example_nll
+from docward.tuning.packing import Row, group_of, pass_of
+from docward.tuning.refusal_row import RIDGE, fit_refusal_row, logistic_row
+from docward.tuning.sharing import shared_layout
+from docward.tuning.tuning import training_groups
+from test_calibrating import NO, with_token  # noqa: F401 - a fixture
+from tiny import training_examples
+
+SECTION = TuningSection(refusal_token=NO, decision_weight=1.0)
+
+
+def test_the_decision_is_logistic_regression_on_the_tokens_probability():
+    logits, refuse = torch.randn(4, 9, generator=torch.Generator().manual_seed(0)), torch.tensor([True, False, True, False])
+    shares = logits.softmax(-1)[:, 5].tolist()
+    wanted = [-math.log(share if one else 1 - share) for share, one in zip(shares, refuse.tolist(), strict=True)]
+    assert decision_nll(logits, 5, refuse).tolist() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_hopeless_decision_has_a_finite_loss_and_a_gradient():
+    logits = torch.zeros(2, 3, requires_grad=True)
+    far = logits + torch.tensor([[-200.0, 0.0, 0.0], [200.0, 0.0, 0.0]])
+    loss = decision_nll(far, 0, torch.tensor([True, False])).sum()
+    loss.backward()
+    assert loss.item() == pytest.approx(400, rel=0.01)
+    assert logits.grad[:, 0].tolist() == pytest.approx([-1, 1])
+
+
+def test_with_a_refusal_token_the_decision_takes_the_first_tokens_place(tiny):
+    rows = [([3, 4, 5, 9, 7, 8], "defense"), ([3, 4, 6, 7, 8], "benign")]
+    made = [group_of([Row(Rendered(ids, 3, 0, range(0)), 1.0, term)], document=term, matched="") for ids, term in rows]
+    batch = pass_of(made, compute="rows", pad=0)
+    with torch.no_grad():
+        plain = example_nll(tiny.model, batch)[0]
+        found = example_nll(tiny.model, batch, decision_weight=0.25, refusal_token=9)[0]
+        for place, (ids, term) in enumerate(rows):
+            share = tiny.model(input_ids=torch.tensor([ids[:3]])).logits[0, -1].softmax(-1)[9].item()
+            decision = -math.log(share if term == "defense" else 1 - share)
+            assert found[place].item() == pytest.approx(0.75 * plain[place].item() + 0.25 * decision, rel=1e-4)
+
+
+def test_the_fit_is_that_of_scikit_learn():
+    draw = torch.Generator().manual_seed(1)
+    states = torch.randn(300, 6, generator=draw)
+    refuse = (states[:, 0] + 0.5 * torch.randn(300, generator=draw)) > 0.8
+    states = torch.cat([states, torch.ones(300, 1)], 1) * torch.tensor([1.0, 1, 1, 1, 1, 1, 1])
+    states[:, 6] += 1e-3 * torch.randn(300, generator=draw)
+    found = logistic_row(states, torch.zeros(300), refuse, torch.zeros(7))
+    peer = LogisticRegression(C=1 / RIDGE, fit_intercept=False, class_weight="balanced", tol=1e-8, max_iter=1000).fit(states / states.std(0), refuse)
+    assert torch.allclose(found * states.std(0), torch.tensor(peer.coef_[0], dtype=torch.float32), atol=2e-3)
+
+
+@pytest.mark.parametrize("compute", ["rows", "shared"])
+def test_the_first_row_tells_training_documents_apart_and_leaves_all_else(with_token, compute):  # noqa: F811
+    loaded = load(str(with_token), dtype="float32")
+    token = refusal_token_id(loaded.tokenizer, NO)
+    groups, _ = training_groups(loaded, training_examples(), SECTION)
+    with torch.no_grad():
+        untuned = loaded.model(input_ids=torch.tensor([[5, 6, 7]])).logits[0, -1].clone()
+    model = prepare(loaded, SECTION)
+    batch = pass_of(groups, compute="rows", pad=0)
+
+    def loss() -> float:
+        with torch.no_grad():
+            return float(example_nll(model, batch, decision_weight=1.0, refusal_token=token)[0].mean())
+
+    before = loss()
+    if compute == "shared":
+        with shared_layout(model):
+            fit_refusal_row(loaded, model, groups, SECTION, "shared")
+    else:
+        fit_refusal_row(loaded, model, groups, SECTION, "rows")
+    assert loss() < min(0.5 * before, math.log(2))
+    with torch.no_grad():
+        tuned = model(input_ids=torch.tensor([[5, 6, 7]])).logits[0, -1]
+    others = torch.arange(len(tuned)) != token
+    assert torch.allclose(tuned[others], untuned[others], atol=1e-5)
