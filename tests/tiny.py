@@ -16,6 +16,7 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+NO = "<|no|>"  # a special token to spare
 
 
 def byte_tokenizer(template: str | None = CHATML, **tokens: str):
@@ -102,3 +103,18 @@ def adapted(name: str, run: Path) -> Loaded:
     models = {name: {"pooled": pooled, "documents": {"malicious": 10}} for name in ("untuned", "defended")}
     (run / "metrics.json").write_text(json.dumps({"models": models}))
     return load(str(run / "adapter"), dtype="float32")
+
+
+def save_model_with_token(folder: Path) -> Path:
+    """A tiny model that has a special token to spare, `NO`."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": [NO]}, replace_extra_special_tokens=False)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=2048, **shape, **ends)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -5,8 +5,11 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from tiny import save_model_with_token
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,3 +30,8 @@ def nothing_for_later() -> Iterator[None]:
         patch.setattr(PeftModel, "create_or_update_model_card", lambda *_: None)
         patch.setattr(os, "fsync", lambda _: None)
         yield
+
+
+@pytest.fixture(scope="session")
+def with_token(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model_with_token(tmp_path_factory.mktemp("with-token"))

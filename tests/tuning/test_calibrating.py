@@ -21,26 +21,9 @@ from docward.tuning.adapters import prepare, refusal_starts, refusal_token_id, t
 from docward.tuning.calibrating import PLACE, bias_for, calibrate, margins
 from docward.tuning.tuning import training_groups
 from docward.types import Label, Split
-from tiny import byte_tokenizer, some_documents, training_examples
+from tiny import NO, some_documents, training_examples
 
 TASKS = ("summarize", "case")
-NO = "<|no|>"
-
-
-@pytest.fixture(scope="module")
-def with_token(tmp_path_factory):
-    """A tiny model that has a special token to spare."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("with-token")
-    tokenizer = byte_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": [NO]}, replace_extra_special_tokens=False)
-    torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=2048, **shape, **ends)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def test_every_refusal_is_learned_behind_the_token_and_no_other_answer(with_token):

@@ -17,8 +17,7 @@ from docward.tuning.packing import Row, group_of, pass_of
 from docward.tuning.refusal_row import RIDGE, fit_refusal_row, logistic_row
 from docward.tuning.sharing import shared_layout
 from docward.tuning.tuning import training_groups
-from test_calibrating import NO, with_token  # noqa: F401 - a fixture
-from tiny import training_examples
+from tiny import NO, training_examples
 
 SECTION = TuningSection(refusal_token=NO, decision_weight=1.0)
 
@@ -64,7 +63,7 @@ def test_the_fit_is_that_of_scikit_learn():
 
 
 @pytest.mark.parametrize("compute", ["rows", "shared"])
-def test_the_first_row_tells_training_documents_apart_and_leaves_all_else(with_token, compute):  # noqa: F811
+def test_the_first_row_tells_training_documents_apart_and_leaves_all_else(with_token, compute):
     loaded = load(str(with_token), dtype="float32")
     token = refusal_token_id(loaded.tokenizer, NO)
     groups, _ = training_groups(loaded, training_examples(), SECTION)
