@@ -203,7 +203,11 @@ def write_outside(folder, forms=("document", "prompt")):
     write_rows(folder / "verdicts.jsonl", verdicts)
     metrics = verdict_metrics(replies, verdicts) | {"model": "big", "surface": None}
     if "document" in forms:
-        firsts = [(reply, Verdict(f"{reply.document_id}|all|0", reply.document_id, reply.label, "all", one.outcome, "surface", "")) for reply, one in zip(replies, verdicts, strict=True) if reply.task == TASKS[0]]
+        firsts = [
+            (reply, Verdict(f"{reply.document_id}|all|0", reply.document_id, reply.label, "all", one.outcome, "surface", ""))
+            for reply, one in zip(replies, verdicts, strict=True)
+            if reply.task == TASKS[0]
+        ]
         pooled = {label: rate(label, "all", hits, judged) for label, hits, judged in (("malicious", 19, 42), ("sensitive", 5, 12), ("ordinary", 1, 12))}
         balance = {"value": 0.04, "low": -0.26, "high": 0.33}
         by_set = set_metrics([one for _, one in firsts], Places([reply for reply, _ in firsts]))["sets"]

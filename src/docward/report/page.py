@@ -175,7 +175,11 @@ def _surface_sentence(run: _Run) -> str:
 def _fitted(surface: dict[str, Any] | None) -> str:
     """What the surface baseline was fitted on, in words, where that is known."""
     found = surface or {}
-    return f"fitted on {values.count(found.get('training_documents')):,} training documents of {values.shown(found['fitted_on'], 200)}" if found.get("fitted_on") else ""
+    return (
+        f"fitted on {values.count(found.get('training_documents')):,} training documents of {values.shown(found['fitted_on'], 200)}"
+        if found.get("fitted_on")
+        else ""
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------- the page

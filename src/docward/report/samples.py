@@ -4,7 +4,7 @@ Short prompts stand in sets of their own (`kind`), apart from documents of the s
 
 In: the folders of evaluations, whose files are read row by row: only keys of what may be shown, and hashes of the others, are held. Out: plain values for the
 page. Texts of and about malicious documents are encoded, so that not even the page's source shows them. One real row:
-`{"kind": "sensitive", "set": "sensitive", "task": "summarize", "mistake": true, "document": 3, "replies": [{"outcome": "refused", "judge": "rules", ...}, ...]}`.
+`{"kind": "safe prompts", "set": "sensitive", "mistake": true, "document": 3, "replies": [{"outcome": "refused", "judge": "rules", ...}, ...]}`.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def prompt_count(metrics: Mapping[str, Any]) -> int:
 def _table(models: Mapping[str, Mapping[str, Any]], part: str, form: str, label: str, surface: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The sets of a label, the largest first, and their categories, which the baseline does not tell apart; what is over MOST is counted."""
     columns = {**models, SURFACE: surface} if surface else dict(models)
-    rows = _rows(columns, part, form, label)
+    rows = [row for row in _rows(columns, part, form, label) if any(row["cells"][: len(models)])]
     order = {row["source"]: place for place, row in enumerate(rows)}
     parts = sorted(_rows(models, "categories", form, label), key=lambda row: order.get(row["source"], len(order)))  # stable: the largest stays first
     about = {"set": label, "columns": list(columns), "better": "high" if label == "malicious" else "low", "count": len(rows)}
