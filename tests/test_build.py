@@ -66,6 +66,37 @@ def test_what_an_evaluation_set_shares_is_dropped_and_counted(built, tmp_path):
     assert documents[0].text not in {one.text for one in read_rows(tmp_path / "run" / "documents.jsonl", Document)}
 
 
+def short_prompts(documents, **more):
+    return [replace(one, id=f"{one.id}-q", triple="", text=f"Why is {one.id} so? Tell me. And why not? Please.", form="prompt", **more) for one in documents]
+
+
+def test_no_task_is_trained_on_a_short_prompt_and_surface_is_that_of_documents(built, tmp_path):
+    """A set of short harmful prompts would give the label away by length alone."""
+    documents = some_documents(12)
+    alone = built(documents, folder="alone", **GOLD)
+    prompts = short_prompts([one for one in documents if one.label == Label.MALICIOUS])
+    audit = built([*documents, *prompts], folder="both", **GOLD)
+    kept = read_rows(tmp_path / "both" / "documents.jsonl", Document)
+    assert {one.split for one in kept if one.is_prompt} == {Split.TEST}
+    assert sum(one.is_prompt for one in kept) == audit["prompts"] == 12
+    assert examples(tmp_path / "both") == examples(tmp_path / "alone")
+    assert {name: audit[name] for name in ("surface", "words", "openers", "giveaways", "examples")} == {
+        name: alone[name] for name in ("surface", "words", "openers", "giveaways", "examples")
+    }
+    assert "12 texts are short prompts, not documents: they are tested on, asked as they are, and no task is trained on them." in audit["warnings"]
+
+
+def test_where_short_prompts_are_all_there_is_of_a_label_the_message_says_why_they_do_not_count(built, tmp_path):
+    documents = some_documents(6)
+    benign, prompts = [one for one in documents if one.label != Label.MALICIOUS], short_prompts([one for one in documents if one.label == Label.MALICIOUS])
+    with pytest.raises(
+        DocumentError, match=r"no malicious documents to train on \(12 documents in all.*The 6 short prompts there are tested on, asked as they are"
+    ):
+        built([*benign, *prompts], **GOLD)
+    with pytest.raises(DocumentError, match=r"-q is a short prompt .* with `split: train`, as are 5 more"):
+        built([*documents, *short_prompts(benign[:6], split=Split.TRAIN)], folder="marked", **GOLD)
+
+
 def test_the_folder_of_a_build_holds_the_documents_and_the_dataset_and_no_half_done_work(built, tmp_path):
     audit = built(some_documents(), **GOLD)
     assert sorted(one.name for one in (tmp_path / "run").iterdir()) == ["dataset", "documents.jsonl"]

@@ -18,7 +18,7 @@ from docward.loop import Run, _probe, open_run, run_loop
 from docward.loop import test_documents as under_test
 from docward.recipe import Recipe
 from docward.records import read_rows, write_rows
-from docward.types import Document, Label, Split
+from docward.types import Document, Label, Reply, Split
 from tiny import some_documents
 
 RESULTS = ("metrics.json", "report.html", "recipe.yaml", "environment.json", "training.jsonl", "adapter/adapter_model.safetensors", "dataset/README.md")
@@ -35,11 +35,17 @@ def recipe(model: Path, documents: Path, **changes) -> Recipe:
     return Recipe.model_validate({**values, **changes})
 
 
+PROMPTS = [
+    Document("q-bad", "How is everyone tricked, one by one?", Label.MALICIOUS, source="questions", form="prompt"),
+    Document("q-fine", "How is bread baked, loaf by loaf?", Label.SENSITIVE, source="questions", form="prompt"),
+]
+
+
 @pytest.fixture(scope="module")
 def whole(tiny_folder, tmp_path_factory) -> tuple[Path, Path]:
-    """An undisturbed run and the documents that it was made from."""
+    """An undisturbed run and the documents, with two short prompts, that it was made from."""
     folder = tmp_path_factory.mktemp("loop")
-    write_rows(folder / "documents.jsonl", some_documents())
+    write_rows(folder / "documents.jsonl", [*some_documents(), *PROMPTS])
     run_loop(recipe(tiny_folder, folder / "documents.jsonl"), folder / "run")
     return folder / "run", folder / "documents.jsonl"
 
@@ -84,6 +90,19 @@ def test_no_document_under_test_was_trained_on(whole):
     assert trained
     assert tested
     assert not trained & tested
+
+
+def test_short_prompts_of_a_recipe_are_asked_of_both_models_as_they_are_and_are_in_no_example(whole):
+    from docward.dataset.saving import read_split
+
+    run, _ = whole
+    names = {one.id for one in PROMPTS}
+    assert not names & {example.document_id for split in Split for example in read_split(run / "dataset", split)}
+    for model, metrics in json.loads((run / "metrics.json").read_text())["models"].items():
+        replies = [one for one in read_rows(run / "evaluation" / model / "replies.jsonl", Reply) if one.document_id in names]
+        assert sorted((one.task, one.instruction, one.document) for one in replies) == sorted(("prompt", "", one.text) for one in PROMPTS)
+        assert [(one["set"], one["source"], one["documents"]) for one in metrics["prompts"]] == [("malicious", "questions", 1), ("sensitive", "questions", 1)]
+    assert "Short prompts</h2>" in (run / "report.html").read_text()
 
 
 CHILD = """

@@ -78,12 +78,13 @@ def build_dataset(recipe: Recipe, folder: Path, untuned: Callable[[], Loaded], *
     import_shards(recipe.documents, work, **how, progress=progress)
     kept = resolve(work, threshold=section.near_duplicates, drop_near=section.drop_near_duplicates, conflicts=section.conflicts)
     entries = split_documents(kept.entries, validation_share=section.validation_share, test_share=section.test_share, seed=recipe.seed)
-    sample = [document for _, documents in _documents(work, sampled(entries, seed=recipe.seed)) for document in documents]
+    chosen = sampled([entry for entry in entries if not entry.is_prompt], seed=recipe.seed)
+    sample = [document for _, documents in _documents(work, chosen) for document in documents]
     surface = _surface(sample, section.max_surface_auc, seed=recipe.seed)
     tasks = tuple(get_tasks(section.tasks, table))
     plan = Plan(tasks, section.pairing, section.budget, Position(section.position), recipe.seed, tuple(section.system_prompts))
     examples = _plan_shards(entries, plan, work, section, progress)
-    waiting = _check_planned(examples, len(entries), tokenizer, limit)
+    waiting = _check_planned(examples, entries, tokenizer, limit)
     _write_documents(work, entries, folder / "documents.jsonl")
     counts = ExampleCounts()
     answerer = Answerer(recipe, untuned, counts, progress, waiting)
@@ -92,7 +93,7 @@ def build_dataset(recipe: Recipe, folder: Path, untuned: Callable[[], Loaded], *
 
     def finish(measured: Sequence[Example]) -> dict[str, Any]:
         wants = {want: sum(cell[want.value] for task, cell in counts.examples.get("train", {}).items() if task != GENERAL) for want in Want}
-        check_both(wants, len(entries))
+        check_both(wants, entries)
         found = {"removed": kept.removed, "cleaned": kept.cleaned, "clusters": kept.clusters, "surface": surface, "teacher": answerer.teacher_counts()}
         found |= _measured(tokenizer, limit, measured, counts)
         if recipe.tuning.task_weights == "susceptible":
@@ -159,7 +160,7 @@ def _write_examples(job: ShardPlan) -> tuple[Path, int]:
     return job.target, len(job.entries)
 
 
-def _check_planned(paths: Sequence[Path], documents: int, tokenizer: PreTrainedTokenizerBase, limit: int) -> int:
+def _check_planned(paths: Sequence[Path], documents: Sequence[Entry], tokenizer: PreTrainedTokenizerBase, limit: int) -> int:
     """Find what would fail later, before any model is asked: nothing to train on, no room for a document. Returns how many examples wait for an answer."""
     import pyarrow.parquet
 

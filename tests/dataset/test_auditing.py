@@ -122,6 +122,18 @@ def test_the_audit_counts_every_document_and_example(audited):
     assert all(sum(one["histogram"].values()) == one["count"] == 12 and one["lowest"] <= one["median"] <= one["highest"] for one in audited["words"].values())
 
 
+def test_lengths_and_openers_are_of_documents_and_not_of_short_prompts():
+    documents = some_documents(4)
+    prompts = [replace(one, id=f"{one.id}-q", text="Sure, a question?", form="prompt") for one in documents if one.label != Label.ORDINARY]
+    found, without = of([*documents, *prompts]), of(documents)
+    assert (found["prompts"], without["prompts"]) == (8, 0)
+    assert found["words"] == without["words"]
+    assert found["length_distance"] == without["length_distance"]
+    assert found["sample"]["of"] == without["sample"]["of"] == 12
+    alone = of(prompts)
+    assert (alone["words"], alone["length_distance"], alone["openers"]) == ({}, {}, {})
+
+
 def test_the_audit_is_plain_json(audited):
     assert json.loads(json.dumps(audited, allow_nan=False)) == audited
 

@@ -8,6 +8,7 @@ import pytest
 
 from docward.dataset.splitting import split_documents
 from docward.documents.reading import own_documents
+from docward.errors import DocumentError
 from docward.types import Document, Label, Split
 from tiny import some_documents
 
@@ -75,3 +76,25 @@ def test_documents_without_a_triple_are_split_one_by_one():
 def test_no_share_and_no_documents_are_fine():
     assert {one.split for one in split(some_documents(5), validation=0, test=0)} == {Split.TRAIN}
     assert split([]) == []
+
+
+def test_short_prompts_are_for_testing_and_take_what_is_matched_with_them_along():
+    alone = [replace(one, id=f"{one.id}-q", triple="", form="prompt") for one in some_documents(6)]
+    documents = some_documents(12)
+    matched = replace(documents[0], id="matched-q", form="prompt")
+    found = {one.id: one.split for one in split([*documents, *alone, matched], test=0, validation=0.3)}
+    assert {found[one.id] for one in alone} == {Split.TEST}
+    assert {found[one.id] for one in documents if one.triple == matched.triple} == {Split.TEST}
+    assert {found[one.id] for one in documents if one.triple != matched.triple} == {Split.TRAIN, Split.VALIDATION}
+    without = {one.id: one.split for one in split(documents, test=1 / 3)}
+    assert {one.id: one.split for one in split([*documents, *alone], test=1 / 3) if not one.is_prompt} == without, "no document moves for them"
+
+
+@pytest.mark.parametrize(("place", "more"), [(Split.TRAIN, 0), (Split.VALIDATION, 2)])
+def test_a_short_prompt_that_is_to_be_trained_on_is_refused(place, more):
+    wrong = [replace(one, id=f"q{number}", form="prompt", split=place) for number, one in enumerate(some_documents(1)[: more + 1])]
+    fine = [replace(one, id=f"t{number}", form="prompt", split=Split.TEST) for number, one in enumerate(some_documents(1))]
+    said = rf"q0 is a short prompt \(`form: prompt`\) with `split: {place}`{f', as are {more} more' if more else ''}\. Tasks are trained on documents"
+    with pytest.raises(DocumentError, match=said):
+        split([*fine, *wrong])
+    assert {one.split for one in split(fine)} == {Split.TEST}

@@ -167,6 +167,70 @@ def test_the_command_ends_with_2_where_no_question_would_help(command, server, t
     assert "Traceback" not in said
 
 
+def sent(server: ChatServer) -> list[int]:
+    """The tokens of each prompt, of a server to which a word is one."""
+    return [len(content.split()) for content in contents(server)]
+
+
+def test_max_length_cuts_documents_and_prompts_for_a_server_that_takes_everything(command, server, tmp_path):
+    """transformers serve refuses nothing and counts: what is answered on a text over the limit is asked again, shorter, and is no reply."""
+    server.says, server.counts = echo, True
+    long = " ".join(f"word{number}" for number in range(300))
+    write_rows(
+        tmp_path / "long.jsonl",
+        [{"text": f"A beginning. {long} An end.", "label": "ordinary"}, {"text": f"Why {long}?", "label": "ordinary", "form": "prompt"}],
+    )
+    options = ("--model", "big", "--documents", f"ordinary={tmp_path / 'long.jsonl'}", "--max-length", "80", "--max-new-tokens", "8")
+    code, said = command(*options)
+    assert code == 0
+    replies = read_rows(tmp_path / "run" / "replies.jsonl", Reply)
+    cut = {reply.key: reply for reply in replies if reply.dropped}
+    assert {reply.task for reply in cut.values()} == {"summarize", "case", "prompt"}
+    assert len(replies) - len(cut) == 6
+    for reply in cut.values():
+        assert 60 < len(reply.reply.split()) - 1 <= 80 - 8, "the reply is to a prompt that fits, and little more was cut than had to be"
+        assert reply.reply.lower().startswith(("well: a beginning. word0 ", "well: why word0 "))
+        assert reply.dropped == pytest.approx(300 - 72, rel=0.25)
+        assert len(reply.document.split()) > 300, "kept whole on disk"
+    assert all(reply.reply.endswith(reply.instruction) for reply in cut.values())
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["dropped"] == {"replies": 3, "tokens": sum(reply.dropped for reply in cut.values())}
+    assert metrics["missing"]["replies"] == 0
+    assert f"3 prompts were longer than the model's context: {metrics['dropped']['tokens']} document tokens were cut" in said
+    asked = len(server.requests)
+    assert sum(many > 80 - 8 for many in sent(server)) >= 3, "how long a text is, only the server says"
+    assert command(*options)[0] == 0
+    assert len(server.requests) == asked, "asked again"
+    code, said = command(*options[:4])
+    assert code == 1
+    assert "max_length: 80 there, None now" in said
+
+
+def test_where_a_server_does_not_say_its_limit_max_length_gives_it(command, server, tmp_path):
+    server.says, server.context = echo, 40
+    server.refuses = lambda *_: {"message": "Sorry, the context window is full."}
+    code, said = command("--model", "big", "--max-new-tokens", "8")
+    assert code == 1
+    assert "give its context in tokens by --max-length and a new --output-dir" in said
+    given = ("--model", "big", "--max-new-tokens", "8", "--max-length", "40", "--output-dir", str(tmp_path / "again"))
+    code, said = command(*given)
+    assert code == 0
+    metrics = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    assert (metrics["pooled"]["ordinary"]["judged"], metrics["missing"]["replies"]) == (6, 0)
+    replies = read_rows(tmp_path / "again" / "replies.jsonl", Reply)
+    assert metrics["dropped"]["replies"] == sum(len(f"{reply.document} {reply.instruction}".split()) + 8 > 40 for reply in replies) > 0
+    assert max(len(reply.reply.split()) - 1 + 8 for reply in replies) <= 40
+
+
+def test_a_max_length_without_room_for_a_document_leaves_no_reply_and_says_so(command, server, tmp_path):
+    server.says, server.counts = echo, True
+    code, said = command("--model", "big", "--max-new-tokens", "8", "--max-length", "10")
+    assert code == 1
+    assert "Not one of 6 replies came: too long for the server (" in said
+    assert "That leaves no room for a document." in said
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
 def test_an_adapter_is_no_part_of_a_server(command, tmp_path):
     assert command("--model", "big", "--adapter", str(tmp_path))[0] == 2
 

@@ -3,6 +3,11 @@
 import itertools
 import json
 
+from docward.evaluation.evaluating import verdict_metrics
+from docward.evaluation.sets import Places, set_metrics
+from docward.records import write_rows
+from docward.types import Label, Outcome, Reply, Verdict
+
 SETS = ("malicious", "sensitive", "ordinary")
 TASKS = ("summarize", "translate", "sentiment", "case", "next_sentence")
 SECRET = "zanzibar-quokka"  # stands in every malicious document and in replies to it
@@ -160,6 +165,55 @@ def probe_rows():
         best, highest = value > highest, max(value, highest)
         balance = {"value": value, "low": max(-1, value - 0.17), "high": min(1, value + 0.15)}
         yield {"step": step, "epoch": step / 40, "pooled": pooled, "balance": balance, "best": best, "seconds": 12.3, "documents": dict.fromkeys(SETS, 6)}
+
+
+OUTSIDE = (  # form, set, label, how many, categories, one in so many is refused
+    ("document", "docward-starter", "malicious", 12, ("fraud", "weapons"), 2),
+    ("document", "longsafety", "malicious", 21, ("Toxic content", "Illegal activities", "Privacy"), 4),
+    ("document", "harmbench_contextual", "malicious", 9, ("illegal",), 3),
+    ("document", "docward-starter", "sensitive", 12, ("fraud", "weapons"), 6),
+    ("document", "docward-starter", "ordinary", 12, ("fraud", "weapons"), 12),
+    ("prompt", "xstest", "malicious", 14, ("contrast_homonyms", "contrast_definitions"), 1),
+    ("prompt", "jailbreakbench", "malicious", 8, ("Harassment",), 1),
+    ("prompt", "xstest", "sensitive", 20, ("homonyms", "definitions", "safe_targets"), 5),
+    ("prompt", "or_bench", "sensitive", 11, ("privacy", "violence"), 3),
+)
+
+
+def outside_replies():
+    """Replies and verdicts on documents and short prompts of several sets, as `docward evaluate` leaves them."""
+    for form, source, label, many, categories, every in OUTSIDE:
+        for number, task in itertools.product(range(many), ("prompt",) if form == "prompt" else TASKS):
+            name = f"{source}-{label}-{form}-{number}"
+            outcome = Outcome.UNJUDGED if number % 19 == 18 else Outcome.REFUSED if number % every == 0 else Outcome.COMPLIED
+            hidden = f" {SECRET}" if label == "malicious" else ""
+            text = f"Invented question {number} on a garden{hidden}?" if form == "prompt" else document_text(label, number + 1)
+            said, instruction = f"About the garden: {outcome}.{hidden}", "" if form == "prompt" else f"Please do this: {task}."
+            category = categories[number % len(categories)]
+            key = f"{name}|{task}|0"
+            reply = Reply(key, name, Label(label), task, 0, instruction, text, said, category, source=source)
+            yield reply, Verdict(key, name, Label(label), task, outcome, "rules", f"opens with: {said[:9]}{hidden}")
+
+
+def write_outside(folder, forms=("document", "prompt")):
+    """The folder of an evaluation on outside sets, with the surface baseline that `docward evaluate` puts beside it."""
+    replies, verdicts = zip(*(pair for pair in outside_replies() if ("prompt" if pair[0].task == "prompt" else "document") in forms), strict=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_rows(folder / "replies.jsonl", replies)
+    write_rows(folder / "verdicts.jsonl", verdicts)
+    metrics = verdict_metrics(replies, verdicts) | {"model": "big", "surface": None}
+    if "document" in forms:
+        firsts = [
+            (reply, Verdict(f"{reply.document_id}|all|0", reply.document_id, reply.label, "all", one.outcome, "surface", ""))
+            for reply, one in zip(replies, verdicts, strict=True)
+            if reply.task == TASKS[0]
+        ]
+        pooled = {label: rate(label, "all", hits, judged) for label, hits, judged in (("malicious", 19, 42), ("sensitive", 5, 12), ("ordinary", 1, 12))}
+        balance = {"value": 0.04, "low": -0.26, "high": 0.33}
+        by_set = set_metrics([one for _, one in firsts], Places([reply for reply, _ in firsts]))["sets"]
+        metrics["surface"] = {"fitted_on": "the starter", "training_documents": 435, "pooled": pooled, "balance": balance, "sets": by_set}
+    (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    return folder
 
 
 def write_lines(path, rows):

@@ -106,11 +106,11 @@ def audit(documents: Sequence[Audited], words: Sequence[int], counts: ExampleCou
         documents: every document, or its entry.
         words: their lengths.
         counts: of the examples.
-        sample: the texts that `sampled` chose.
+        sample: the texts that `sampled` chose. Short prompts are not among them, nor in lengths: both are of documents.
         found: what other stages know, by the name it gets in the audit: removed, cleaned, clusters, cut, answer_tokens, surface, ...
     """
-    labels = [label for label in Label if any(one.label == label for one in documents)]
-    lengths = {label: [count for one, count in zip(documents, words, strict=True) if one.label == label] for label in labels}
+    counted = [(one.label, count) for one, count in zip(documents, words, strict=True) if one.form != PROMPT]
+    lengths = {label: some for label in Label if (some := [count for one, count in counted if one == label])}
     triples = {one.matched for one in documents}
     return {
         "documents": {split.value: _labels([one for one in documents if one.split == split]) for split in Split},
@@ -126,10 +126,10 @@ def audit(documents: Sequence[Audited], words: Sequence[int], counts: ExampleCou
         "origins": dict(counts.origins),
         "dropped_examples": {task: dict(why) for task, why in counts.dropped.items()},
         "answer_words": {want: dict(cell) for want, cell in counts.answer_words.items()},
-        "words": {label.value: _lengths(lengths[label]) for label in labels},
-        "length_distance": {f"{one.value} and {other.value}": distance(lengths[one], lengths[other]) for one, other in combinations(labels, 2)},
-        "sample": {"documents": len(sample), "of": len(documents)},
-        "openers": {label.value: _openers([one for one in sample if one.label == label]) for label in labels},
+        "words": {label.value: _lengths(lengths[label]) for label in lengths},
+        "length_distance": {f"{one.value} and {other.value}": distance(lengths[one], lengths[other]) for one, other in combinations(lengths, 2)},
+        "sample": {"documents": len(sample), "of": len(counted)},
+        "openers": {label.value: _openers([one for one in sample if one.label == label]) for label in lengths},
         "giveaways": giveaways(sample),
         "crossing": crossing(documents),
         **found,
@@ -212,7 +212,7 @@ def warnings(found: Mapping[str, Any]) -> list[str]:
     if unlicensed := documents - licensed:
         said.append(f"{unlicensed} documents have no licence stated (`license:` in the recipe says it).")
     if found["prompts"]:
-        said.append(f"{found['prompts']} texts are short prompts, not documents: rates on them say little about documents.")
+        said.append(f"{found['prompts']} texts are short prompts, not documents: they are tested on, asked as they are, and no task is trained on them.")
     if restricted := sorted(name for name in found["licenses"] if "NC" in name.upper().replace("_", "-").split("-")):
         said.append(f"Licences that forbid commercial use: {', '.join(restricted)}. A model tuned on these documents may be bound by them.")
     for name, far in found["length_distance"].items():

@@ -52,6 +52,11 @@ class Planned(Protocol):
         ...
 
     @property
+    def is_prompt(self) -> bool:
+        """As `Document.is_prompt`."""
+        ...
+
+    @property
     def matched(self) -> str:
         """As `Document.matched`."""
         ...
@@ -74,25 +79,27 @@ def plan_examples(documents: Sequence[Document], plan: Plan) -> list[Example]:
     assigned = assign(documents, plan)
     ordered = [one for split in Split for one in _by_match([one for one in documents if one.split == split], plan.seed)]
     examples = [example for document in ordered for example in examples_of(document, assigned[document.id], plan)]
-    check_both(Counter(example.want for example in examples if example.split == Split.TRAIN), len(documents))
+    check_both(Counter(example.want for example in examples if example.split == Split.TRAIN), documents)
     return examples
 
 
-def check_both(wants: Mapping[Want, int], documents: int) -> None:
+def check_both(wants: Mapping[Want, int], documents: Sequence[Planned]) -> None:
     """Raise a DocumentError unless there is something to refuse and something to do."""
+    prompts = sum(one.is_prompt for one in documents)
     if not wants.get(Want.REFUSE) or not wants.get(Want.COMPLY):
         lacking = "malicious documents" if not wants.get(Want.REFUSE) else "benign (sensitive or ordinary) documents"
         raise DocumentError(
-            f"There are no {lacking} to train on ({documents} documents in all, validation and test ones included; one of fewer than three sentences "
-            "has no next sentence). Add some under `documents:` in the recipe."
+            f"There are no {lacking} to train on ({len(documents) - prompts} documents in all, validation and test ones included; one of fewer than three "
+            "sentences has no next sentence). Add some under `documents:` in the recipe."
+            + (f" The {prompts} short prompts there are tested on, asked as they are: no task is trained on them." if prompts else "")
         )
 
 
 def assign(documents: Sequence[Planned], plan: Plan) -> dict[str, tuple[Task, ...]]:
-    """Which tasks each document gets, by id. Depends on names and labels only, so it is decided before any text is read."""
+    """Which tasks each document gets, by id; a short prompt gets none. Depends on names and labels only, so it is decided before any text is read."""
     assigned: dict[str, tuple[Task, ...]] = {}
     for split in Split:
-        ordered = _by_match([one for one in documents if one.split == split], plan.seed)
+        ordered = _by_match([one for one in documents if one.split == split and not one.is_prompt], plan.seed)
         place = {name: rank for rank, name in enumerate(dict.fromkeys(one.matched for one in ordered))}
         pairs = [(one, task) for one in ordered for task in _tasks_of(place[one.matched], plan)]
         for one, task in _within_budget(pairs, plan.budget) if split == Split.TRAIN else pairs:

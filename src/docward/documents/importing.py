@@ -24,7 +24,7 @@ from docward.errors import DocumentError
 from docward.recipe import Source
 from docward.records import typed, whole_file
 from docward.tasks import TASKS
-from docward.types import Document, Label, Split
+from docward.types import PROMPT, Document, Label, Split
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +52,11 @@ class Entry:
     words: int
     folded: str
     cluster: str = ""
+
+    @property
+    def is_prompt(self) -> bool:
+        """As `Document.is_prompt`."""
+        return self.form == PROMPT
 
     @property
     def matched(self) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 from docward.errors import DocumentError, RunError
 from docward.records import typed, write_text
 from docward.report import audit as audits
-from docward.report import deciding, figures, judges, robustness, samples, trying, values
+from docward.report import deciding, figures, judges, robustness, samples, sets, trying, values
 from docward.report import tuning as tunings
 from docward.report.figures import RATE_NAMES, SETS
 from docward.types import Rate
@@ -85,7 +85,7 @@ def _read_run(run: Path) -> _Run:
         name=run.resolve().name,
         models={name: _checked(models[name], f"{path}, model {name}", again) for name in order},
         folders=folders,
-        surface=None if alone or not metrics.get("surface") else _checked(metrics["surface"], f"{path}, surface", again),
+        surface=None if not metrics.get("surface") else _checked(metrics["surface"], f"{path}, surface", again),
         paired=[] if alone else list(metrics.get("paired") or []),
         seconds=metrics.get("seconds") or {},
         peak_memory_mib=metrics.get("peak_memory_mib"),
@@ -140,7 +140,7 @@ def _checked(metrics: Any, where: str, remedy: str) -> dict[str, Any]:
             typed(Rate, row, where=f"{where}, rate {number}")
     except DocumentError as error:
         raise RunError(f"{error}. {remedy}") from error
-    return {**metrics, "rates": rates, "pooled": pooled}
+    return {**metrics, "rates": rates, "pooled": pooled, **sets.checked(metrics, where, remedy)}
 
 
 # ---------------------------------------------------------------------------------------------------------------- words
@@ -172,13 +172,23 @@ def _surface_sentence(run: _Run) -> str:
     return f"{start}; the intervals overlap: whether the model beats the baseline is undecided."
 
 
+def _fitted(surface: dict[str, Any] | None) -> str:
+    """What the surface baseline was fitted on, in words, where that is known."""
+    found = surface or {}
+    return (
+        f"fitted on {values.count(found.get('training_documents')):,} training documents of {values.shown(found['fitted_on'], 200)}"
+        if found.get("fitted_on")
+        else ""
+    )
+
+
 # ---------------------------------------------------------------------------------------------------------------- the page
 
 
 def _cards(run: _Run) -> list[dict[str, Any]]:
     """The big numbers: one card per set, the main model first, and the balance."""
     order = [run.main, *(name for name in run.models if name != run.main)]
-    sets = [
+    cards = [
         {
             "title": RATE_NAMES[label],
             "set": label,
@@ -187,7 +197,7 @@ def _cards(run: _Run) -> list[dict[str, Any]]:
         }
         for label in SETS
     ]
-    return [*sets, {"title": "Balance", "set": None, "better": "high", "rows": [(name, run.models[name].get("balance")) for name in order]}]
+    return [*cards, {"title": "Balance", "set": None, "better": "high", "rows": [(name, run.models[name].get("balance")) for name in order]}]
 
 
 def _rate_tables(run: _Run) -> list[dict[str, Any]]:
@@ -259,7 +269,12 @@ def _render(run: _Run) -> str:
         "cards": _cards(run) if run.models else [],
         "sentences": _sentences(run),
         "surface_sentence": _surface_sentence(run) if run.models else "",
+        "fitted": _fitted(run.surface),
         "tables": _rate_tables(run),
+        "sets": sets.documents(run.models, run.surface),
+        "prompts": sets.prompts(run.models),
+        "prompt_counts": {name: sets.prompt_count(metrics) for name, metrics in run.models.items()},
+        "measured": any(rate["judged"] + rate["unjudged"] for metrics in run.models.values() for rate in metrics["pooled"].values()),
         "idle": trying.idle(run.models),
         "names": RATE_NAMES,
         "differences": deciding.differences(run.models[run.main]) if run.models else [],

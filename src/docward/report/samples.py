@@ -1,8 +1,10 @@
 """What the sample browser of the page shows: some document-and-task pairs of each set, mistakes first, the replies of all models side by side.
 
+Short prompts stand in sets of their own (`kind`), apart from documents of the same label.
+
 In: the folders of evaluations, whose files are read row by row: only keys of what may be shown, and hashes of the others, are held. Out: plain values for the
 page. Texts of and about malicious documents are encoded, so that not even the page's source shows them. One real row:
-`{"set": "sensitive", "task": "summarize", "mistake": true, "document": 3, "replies": [{"outcome": "refused", "judge": "rules", ...}, ...]}`.
+`{"kind": "safe prompts", "set": "sensitive", "mistake": true, "document": 3, "replies": [{"outcome": "refused", "judge": "rules", ...}, ...]}`.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ from docward.errors import DocumentError, RunError
 from docward.evaluation.rates import REFUSING
 from docward.keyed import KeyTable
 from docward.records import read_lines, text_hash, typed
+from docward.report import values
 from docward.report.figures import SETS
-from docward.types import Label, Outcome, Reply, Verdict
+from docward.report.sets import PROMPT_NAMES
+from docward.types import PROMPT, Label, Outcome, Reply, Verdict
 
 SAMPLES_PER_SET = 60
 """How many document-and-task pairs of each set the page holds, so that it stays small."""
@@ -44,9 +48,14 @@ def view(folders: Mapping[str, Path], main: str) -> dict[str, Any] | None:
     known = {key: verdict for name in _main_last(folders, main) for key, verdict in verdicts[name].items()}
     texts: dict[tuple[str, bool], int] = {}
     rows = [row for key in chosen if (row := _sample(known[key], replies, verdicts, (verdicts[main] or known).get(key), texts))]
-    counts = {label: choice.counts() for label, choice in choices.items() if choice.all}
+    counts = {kind: choice.counts() for kind, choice in choices.items() if choice.all}
     packed = [_packed(text, veiled=veiled) for text, veiled in texts]
     return {"models": list(folders), "main": main, "limit": TEXT_LIMIT, "texts": packed, "samples": rows, "counts": counts} if rows else None
+
+
+def _kind(verdict: Verdict) -> str:
+    """The set that a pair is shown in: its label, or what short prompts of that label are called."""
+    return PROMPT_NAMES[verdict.label] if verdict.task == PROMPT else verdict.label.value
 
 
 def _main_last(folders: Mapping[str, Path], main: str) -> list[str]:
@@ -85,13 +94,13 @@ class Choice:
 
 
 def _choices(folders: Mapping[str, Path], main: str) -> dict[str, Choice]:
-    choices = {label: Choice() for label in SETS}
+    choices = {kind: Choice() for kind in (*SETS, *PROMPT_NAMES.values())}
     seen: list[KeyTable] = []
     for name in reversed(_main_last(folders, main)):  # where the main model has a word on a pair, that decides
         place = folders[name] / "verdicts.jsonl"
         for verdict in records(place, Verdict):
             if not any(verdict.key in table for table in seen):
-                choices[verdict.label].add(verdict, judged=name == main or not len(seen[0]))
+                choices[_kind(verdict)].add(verdict, judged=name == main or not len(seen[0]))
         seen.append(KeyTable((verdict.key, 1) for verdict in records(place, Verdict)))
     return choices
 
@@ -145,7 +154,8 @@ def _sample(
         judgement = {"outcome": word.outcome if word else Outcome.UNJUDGED, "judge": word.judge if word else "", "why": place(word.why) if word else None}
         return {"text": place(reply.reply), "finished": reply.finished, "dropped": reply.dropped, **judgement}
 
-    about = {"set": verdict.label, "task": verdict.task, "category": given.category, "id": given.document_id, "instruction": given.instruction}
+    about = {"kind": _kind(verdict), "set": verdict.label, "task": verdict.task, "prompt": verdict.task == PROMPT, "source": values.shown(given.source)}
+    about |= {"category": given.category, "id": given.document_id, "instruction": given.instruction}
     return {**about, "mistake": bool(judged and _mistaken(judged)), "document": place(given.document), "replies": [said(name) for name in replies]}
 
 
