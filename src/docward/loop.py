@@ -26,6 +26,7 @@ from docward import processes
 from docward.asking import general_answers
 from docward.build import build_dataset
 from docward.dataset.saving import read_split
+from docward.dataset.surface import surface_weights
 from docward.documents.reading import general_instructions
 from docward.documents.sources import source_hash
 from docward.errors import DatasetError, RecipeError, RunError, UsageError
@@ -175,11 +176,13 @@ def tune(run: Run) -> None:
         return
     if not (run.folder / "dataset" / "audit.json").is_file():
         raise RunError(f"{run.folder} has no dataset yet. Build it first: docward build RECIPE --output-dir {run.folder}")
-    groups = {document.id: document.matched for document in read_rows(run.folder / "documents.jsonl", Document)}
+    documents = read_rows(run.folder / "documents.jsonl", Document)
+    groups = {document.id: document.matched for document in documents}
+    balance = surface_weights([one for one in documents if one.split == Split.TRAIN]) if run.recipe.tuning.balance_surface else None
     weights = json.loads((run.folder / "dataset" / "audit.json").read_text(encoding="utf-8")).get("task_weights")
     with run.stage("tune"):
         examples = read_split(run.folder / "dataset", Split.TRAIN)
-        given: dict[str, Any] = {"groups": groups, "task_weights": weights, "probe": _probe(run), "progress": run.progress}
+        given: dict[str, Any] = {"groups": groups, "task_weights": weights, "document_weights": balance, "probe": _probe(run), "progress": run.progress}
         tune_adapter(_to_tune(run), examples, run.recipe.tuning, run=run.folder, seed=run.recipe.seed, **given)
         run._untuned = None  # tuning changed it in place
         processes.on_main(lambda: _calibrate(run))

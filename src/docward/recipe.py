@@ -176,6 +176,9 @@ class TuningSection(Section):
         None, description="a special token of the model's that all refusals begin with (auto: one to spare): its probability is the score, its bias the dial"
     )
     max_over_refusal: Share = Field(0.05, description="with refusal_token: the dial is set so that at most this share of benign validation prompts is refused")
+    balance_surface: bool = Field(
+        False, description="weigh documents so that length, punctuation, layout and function words together no longer tell malicious from benign"
+    )
     loss_on: Literal["answers", "everything"] = Field("answers", description="everything: documents and instructions are learned too, as the paper's code does")
     task_weights: dict[str, Weight] | Literal["susceptible"] = Field(
         default_factory=dict, description="weight of each task, scaled to sum 1; default: equal; susceptible: as often as the untuned model complies on it"

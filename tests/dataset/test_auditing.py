@@ -11,7 +11,7 @@ from docward.dataset import auditing, surface
 from docward.dataset.auditing import ExampleCounts, audit, distance, giveaways, sampled, warnings
 from docward.dataset.building import Plan, general_examples, plan_examples
 from docward.dataset.splitting import split_documents
-from docward.dataset.surface import opens_like_an_answer, surface_auc, surface_refuses
+from docward.dataset.surface import opens_like_an_answer, surface_auc, surface_features, surface_refuses, surface_weights
 from docward.tasks import get_tasks
 from docward.types import Document, Label, Split
 from tiny import some_documents
@@ -45,6 +45,29 @@ def test_a_planted_surface_difference_is_seen(planted):
     assert found["auc"] > 0.9
     assert found["low"] <= found["auc"] <= found["high"]
     assert found["low"] > 0.8
+
+
+def test_under_the_weights_a_giveaway_is_as_common_on_either_side():
+    """Two in three malicious documents and one in three sensitive ones are long."""
+    given = [one for place in range(100) for one in pairs(3, place, words=90)[: 2 + 2 * (place % 2)]]
+    given = [Document(f"{place}-{d.id}", d.text, d.label if place % 3 else _other(d.label), triple=f"{place // 2}") for place, d in enumerate(given)]
+    weights = surface_weights(given)
+    shares = {}
+    for label in (Label.MALICIOUS, Label.SENSITIVE):
+        mine = [(weights[d.id], surface_features(d)[0] > 0.75) for d in given if d.label == label]
+        assert sum(weight for weight, _ in mine) == pytest.approx(len(mine))
+        shares[label] = (sum(long for _, long in mine) / len(mine), sum(weight for weight, long in mine if long) / len(mine))
+    (before_m, after_m), (before_s, after_s) = shares[Label.MALICIOUS], shares[Label.SENSITIVE]
+    assert before_m - before_s > 0.25
+    assert abs(after_m - after_s) < 0.4 * (before_m - before_s)
+
+
+def _other(label: Label) -> Label:
+    return Label.SENSITIVE if label == Label.MALICIOUS else Label.MALICIOUS
+
+
+def test_few_documents_weigh_the_same():
+    assert set(surface_weights(pairs(4, 0)).values()) == {1.0}
 
 
 def test_random_labels_are_near_a_coin_toss():

@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from docward.errors import RecipeError
+from docward.recipe import TuningSection
 from docward.rendering import Rendered
 from docward.tuning.losses import coefficients, example_nll
 from docward.tuning.packing import Row, group_of, pass_of
+from docward.tuning.tuning import training_groups
 from docward.types import Example, Position, Split, Want
+from tiny import training_examples
 
 
 def example(name: str, task: str, want: Want = Want.REFUSE) -> Example:
@@ -128,3 +131,12 @@ def test_the_decision_weight_moves_loss_to_the_first_answer_token_and_nothing_el
             assert value.item() == pytest.approx(-logits[len(row) - own - 1, row[len(row) - own]].item(), rel=1e-5)
     torch.testing.assert_close(mixed, 0.75 * mean + 0.25 * first)
     assert mean[2].item() == pytest.approx(first[2].item())  # an answer of one token is its own first token
+
+
+def test_document_weights_multiply_the_coefficients_of_their_examples(tiny):
+    section, examples = TuningSection(), training_examples()
+    weights = {examples[0].document_id: 3.0, examples[-1].document_id: 0.5}
+    plain, weighed = (training_groups(tiny, examples, section, document_weights=given)[0] for given in (None, weights))
+    for group, same in zip(weighed, plain, strict=True):
+        for row, other in zip(group.rows, same.rows, strict=True):
+            assert row.factor == pytest.approx(weights.get(group.document, 1.0) * other.factor)

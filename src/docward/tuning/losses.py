@@ -7,7 +7,8 @@ nll(y | a, x) = mean over the answer's tokens of -log p(token | prompt(a, x), ea
       + anchor_weight * mean over the answer tokens of D+ of KL(untuned model || tuned model)
 
 |A| = 1 is the paper's single-task loss, |A| > 1 its mixed-task loss (arXiv 2405.15202). Every mean is over the whole data set, so an example's
-coefficient is known before training, and the value does not depend on batches, accumulation or processes.
+coefficient is known before training, and the value does not depend on batches, accumulation or processes. Documents may have weights (mean 1 on
+either side) that multiply their nll.
 """
 
 from __future__ import annotations

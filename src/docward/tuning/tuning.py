@@ -83,6 +83,7 @@ def tune(
     seed: int,
     groups: Mapping[str, str] | None = None,
     task_weights: Mapping[str, float] | None = None,
+    document_weights: Mapping[str, float] | None = None,
     probe: ProbePlan | None = None,
     progress: Progress = lambda *_: None,
     clock: Callable[[], float] = time.monotonic,
@@ -97,6 +98,7 @@ def tune(
         seed: for the adapter's start, dropout and the order of steps.
         groups: document id -> name of its matched group; those land in one step where they fit.
         task_weights: of each trained task; default: what the section says, or equal.
+        document_weights: by id, multiply the coefficients of a document's examples; default: 1.
         probe: what to probe the model on while tuning; the best adapter is kept then, else the last.
         progress: told examples done and in all.
         clock: seconds, for the log.
@@ -117,7 +119,7 @@ def tune(
     from docward.tuning.refusal_row import fit_refusal_row
     from docward.tuning.sharing import shared_layout
 
-    data, rendered = training_groups(loaded, examples, section, groups=groups, task_weights=task_weights)
+    data, rendered = training_groups(loaded, examples, section, groups=groups, task_weights=task_weights, document_weights=document_weights)
     if processes.on_main(lambda: loaded.fingerprint) != loaded.fingerprint:
         raise TuningError(
             f"Process {processes.rank()} holds other weights than process 0, or in another precision ({loaded.model.dtype} here). "
@@ -157,6 +159,7 @@ def training_groups(
     *,
     groups: Mapping[str, str] | None = None,
     task_weights: Mapping[str, float] | None = None,
+    document_weights: Mapping[str, float] | None = None,
 ) -> tuple[list[Group], list[Rendered]]:
     """Examples as groups of rows that begin alike, each row with its factor: its coefficient in the loss times the number of rows.
 
@@ -173,6 +176,8 @@ def training_groups(
     if task_weights is None and isinstance(section.task_weights, dict):
         task_weights = section.task_weights
     weights = coefficients(examples, benign_weight=section.benign_weight, general_weight=section.general_weight, task_weights=task_weights)
+    if document_weights:
+        weights = [weight * document_weights.get(one.document_id, 1.0) for one, weight in zip(examples, weights, strict=True)]
     if not section.anchor_weight:  # an example without weight teaches nothing
         examples = [one for one, weight in zip(examples, weights, strict=True) if weight]
         weights = [weight for weight in weights if weight]
