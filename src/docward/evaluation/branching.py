@@ -21,8 +21,10 @@ NAME = "docward_branches"
 PASS = 1024  # tokens read at once, or one document: enough for matrix products at full rate, and few enough for a CPU's cache to hold what they make
 MASKED = 256  # tokens of several branches that attend in one call; a longer branch has a call of its own, or most of its mask would be for nothing
 BLOCK = 128  # tokens that attend at once in half precision on a CPU: their scores stay in its cache, and little is computed of what they do not see
+CHECKED = 4  # tokens after which it is asked again whether an answer need not go on: a sentence more or less costs little, and so does asking
 GONE = 0.25  # share of ended branches from which the rest is copied to places of its own: a step costs more than a copy
 Choose = Callable[[torch.Tensor], torch.Tensor]  # (rows, vocabulary) logits to (rows,) tokens
+Enough = Callable[[int, list[int]], bool]  # an answer's number and its tokens so far
 Masked = tuple[slice, torch.Tensor]
 
 
@@ -173,7 +175,9 @@ def branches_attention(
     return (branches.read(layer, *given, reading) if reading else branches.step(layer, *given)), None
 
 
-def decode(loaded: Loaded, documents: Sequence[Sequence[int]], tails: Sequence[Sequence[Sequence[int]]], new: int, *, choose: Choose) -> list[list[int]]:
+def decode(
+    loaded: Loaded, documents: Sequence[Sequence[int]], tails: Sequence[Sequence[Sequence[int]]], new: int, *, choose: Choose, enough: Enough | None = None
+) -> list[list[int]]:
     """Answer all prompts of some documents.
 
     Args:
@@ -182,9 +186,10 @@ def decode(loaded: Loaded, documents: Sequence[Sequence[int]], tails: Sequence[S
         tails: for each document, what each of its prompts adds, at least one token.
         new: most tokens of an answer.
         choose: the next tokens.
+        enough: is asked every CHECKED tokens whether an answer, by its number, need not go on.
 
     Returns:
-        Tokens of each answer, in order of documents and prompts; what follows an end token is of no meaning.
+        Tokens of each answer, in order of documents and prompts; what follows an end token, or enough, is of no meaning.
     """
     from transformers import AttentionInterface
 
@@ -208,6 +213,9 @@ def decode(loaded: Loaded, documents: Sequence[Sequence[int]], tails: Sequence[S
             for answer, token in zip(live.tolist(), tokens.tolist(), strict=True):
                 answers[answer].append(token)
             ended |= torch.isin(tokens, ends)
+            if enough and (step + 1) % CHECKED == 0 and step < new - 1:
+                said = [not over and enough(answer, answers[answer]) for answer, over in zip(live.tolist(), ended.tolist(), strict=True)]
+                ended |= torch.tensor(said, device=device)
             if bool(ended.all()) or step == new - 1:
                 break
             if int(ended.sum()) >= GONE * len(ended):

@@ -33,7 +33,7 @@ from docward.types import Document, Position, Reply, Verdict
 MARGIN = 8  # tokens: a document has a few more or fewer within a prompt than alone
 Progress = Callable[[str, int, int], None]
 Request = tuple[str, str, Position, str]  # document, instruction, position, opening: what makes an answer
-Answer = tuple[str, int, bool]  # text, dropped, finished
+Answer = tuple[str, int, bool, bool]  # text, dropped, finished, cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ def _answers(path: Path) -> dict[Request, Answer]:
 
 
 def _answer_of(row: Mapping[str, Any]) -> Answer:
-    return row["reply"], row.get("dropped", 0), row.get("finished", True)
+    return row["reply"], row.get("dropped", 0), row.get("finished", True), row.get("cut", False)
 
 
 def _answer(
