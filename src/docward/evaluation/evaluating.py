@@ -303,7 +303,7 @@ def model_metrics(
 ) -> dict[str, Any]:
     """What `metrics.json` says of one model; `untuned` is what it is set against. All are gone through more than once, and none is held."""
     cut = any(reply.cut for reply in replies)  # then they are no work to measure
-    of_documents = Only((), bool) if cut else Only(replies, lambda reply: reply.task != PROMPT)
+    of_documents = Only(replies, lambda reply: reply.task != PROMPT and not cut)
     theirs = untuned.replies if untuned else None
     kept = []
     if untuned:

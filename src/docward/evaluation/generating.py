@@ -225,8 +225,9 @@ def _answer(loaded: Loaded, batch: Sequence[Group], new: int, sampler: Sampler, 
             answers = decode(loaded, [group.document for group in batch], [group.tails for group in batch], new, choose=sampler.choose, enough=cutting)
         else:
             answers = _plain(loaded, [row.ids for group in batch for _, row in group.pairs], new, sampler)
-            for row, tokens in enumerate(answers if cutting else ()):
-                cutting.after(row, tokens, new, ends)
+            for row, tokens in enumerate(answers):
+                if cutting:
+                    cutting.after(row, tokens, new, ends)
     cut = cutting.at if cutting else {}
     return [(*_text(loaded, tokens[: cut.get(row)], ends), row in cut) for row, tokens in enumerate(answers)]
 
