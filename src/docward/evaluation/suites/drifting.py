@@ -12,16 +12,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from docward.dataset.building import text_and_gold
-from docward.documents.reading import own_documents
 from docward.evaluation.suites.suite import Asked, Kit, Level, Suite
 from docward.models import Loaded
-from docward.rendering import Rendered, render
 from docward.tasks import TASKS
 from docward.types import Label, Split
 
 if TYPE_CHECKING:
     import torch
+
+    from docward.rendering import Rendered
 
 STEPS = (10, 30, 100)
 ROWS = 4  # examples a step
@@ -31,6 +30,11 @@ WEIGHTS = "the model's own weights"
 
 def lessons(loaded: Loaded, seed: int) -> Iterator[Rendered]:
     """Examples without end: the starter's ordinary training documents in turn, under the tasks whose right answer the document itself gives."""
+    # Here, since the report reads the names of suites and is to load fast.
+    from docward.dataset.building import text_and_gold
+    from docward.documents.reading import own_documents
+    from docward.rendering import render
+
     chance = random.Random(seed)
     documents = [one for one in own_documents() if one.split == Split.TRAIN and one.label == Label.ORDINARY]
     while True:
