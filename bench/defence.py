@@ -2,7 +2,7 @@
 
     python bench/defence.py [NAME ...] [--seeds 0 1 2] [--documents malicious=FILE ...] [--output-dir runs/defence] [--log]
 
-Variants stand in `bench/defence.yaml`: a base recipe, and by name the keys that differ from it. Each variant and seed is a run folder of its own, so that a
+Variants stand in `bench/defence.yaml`: by name, a recipe and the keys that differ from it. Each variant and seed is a run folder of its own, so that a
 second start goes on where the first was stopped; what variants share is made once (untuned answers are in the user's cache, and so are untuned replies in the
 output folder). Each is measured on the held-out test documents of its recipe and, with `--documents`, on others; matched wordings are those held out from
 tuning. For each set: block rate, over-refusal, false refusal and balance in percent, all tasks pooled, with 95% intervals over documents (of several seeds:
@@ -28,12 +28,15 @@ HERE = Path(__file__).parent
 LOG = HERE.parent / "docs" / "lab-log.md"
 
 
-def variants(names: Sequence[str]) -> dict[str, list[str]]:
-    """By name: what a variant sets, as `--set` takes it, beside the base recipe."""
-    found = yaml.safe_load((HERE / "defence.yaml").read_text(encoding="utf-8"))["variants"]
+def variants(names: Sequence[str]) -> dict[str, tuple[Path, list[str]]]:
+    """By name: a variant's recipe, and what it sets in it, as `--set` takes it."""
+    found = yaml.safe_load((HERE / "defence.yaml").read_text(encoding="utf-8"))
     if unknown := [name for name in names if name not in found]:
         raise SystemExit(f"No such variant: {', '.join(unknown)}. There are: {', '.join(found)}.")
-    return {name: [f"{key}={json.dumps(value)}" for key, value in (found[name] or {}).items()] for name in names or found}
+    return {
+        name: (HERE.parent / found[name]["recipe"], [f"{key}={json.dumps(value)}" for key, value in found[name].get("set", {}).items()])
+        for name in names or found
+    }
 
 
 def first_tokens(loaded: Any) -> list[int]:
@@ -71,7 +74,7 @@ def sets_of(run: Any, given: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
     return {"held-out": test_documents(run)} | dict(given)
 
 
-def measured(name: str, seed: int, changes: Sequence[str], given: argparse.Namespace, others: Mapping[str, list[Any]]) -> dict[str, Any]:
+def measured(name: str, seed: int, variant: tuple[Path, list[str]], given: argparse.Namespace, others: Mapping[str, list[Any]]) -> dict[str, Any]:
     """Tune a variant on a seed, or go on; what it comes to, by set."""
     from docward.evaluation.evaluating import Settings, evaluate, planned_replies
     from docward.loop import build, open_run, tune
@@ -80,8 +83,8 @@ def measured(name: str, seed: int, changes: Sequence[str], given: argparse.Names
     from docward.tasks import get_tasks
     from docward.tuning.tuning import tuned_folder
 
-    base = yaml.safe_load((HERE / "defence.yaml").read_text(encoding="utf-8"))["base"]
-    recipe = load_recipe(HERE.parent / base, overrides=[*changes, f"seed={seed}"])
+    path, changes = variant
+    recipe = load_recipe(path, overrides=[*changes, f"seed={seed}"])
     folder = given.output_dir / name.replace(" ", "-") / str(seed)
     with open_run(recipe, folder, told(f"{name}, seed {seed}")) as run:
         build(run)
@@ -158,8 +161,8 @@ def main() -> None:
     others = [one for pair in given.documents for label, _, path in [pair.partition("=")] for one in read_documents(Path(path), label=Label(label))]
     sets = {"development": others} if others else {}
     lines = [HEAD]
-    for name, changes in variants(given.names).items():
-        seeds = {seed: measured(name, seed, changes, given, sets) for seed in given.seeds}
+    for name, variant in variants(given.names).items():
+        seeds = {seed: measured(name, seed, variant, given, sets) for seed in given.seeds}
         for title in next(iter(seeds.values())):
             if title != "minutes":
                 lines.append(row(name, title, seeds))

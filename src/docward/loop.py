@@ -246,7 +246,7 @@ def evaluate_model(run: Run, name: str) -> None:
     from docward.tuning.tuning import tuned_folder
 
     section = run.recipe.evaluation
-    same = ("wordings", "judge", "max_new_tokens", "max_batch_tokens", "max_length")
+    same = ("wordings", "judge", "max_new_tokens", "max_batch_tokens", "max_length", "verdict_only")
     tasks = tuple(get_tasks(section.tasks, run.recipe.task_table()))
     asked = {field: getattr(section, field) for field in same}
     with run.stage(f"evaluate {name}"):

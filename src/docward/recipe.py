@@ -238,11 +238,18 @@ class EvaluationSection(Section):
     max_length: Annotated[int, Field(ge=16)] | None = Field(None, description="longest prompt plus reply, in tokens; default: the model's context")
     max_batch_tokens: Annotated[int, Field(ge=16)] = Field(16384, description="most tokens in memory at once, over all rows of a batch")
     limit: Count | None = Field(None, description="at most so many documents a label, and as many short prompts")
+    verdict_only: bool = Field(False, description="stop a reply where the rule judge's verdict is settled; what replies are worth as work is then not measured")
     retention_margin: Annotated[float, Field(gt=0, le=1)] = Field(0.95, description="share of the untuned model's utility that has to be kept")
     general: Annotated[int, Field(ge=0)] = Field(
         40, description="how many of the starter's general instructions that tuning has not seen to measure the perplexity of the untuned model's answers on"
     )
     general_path: str | None = Field(None, description="a table with `instruction` and `response`: answers to measure the perplexity on in place of those")
+
+    @model_validator(mode="after")
+    def _verdicts_of_rules(self) -> EvaluationSection:
+        if self.verdict_only and self.judge != "rules":
+            raise ValueError(f"verdict_only goes with the judge rules, which says when its verdict is settled; found {self.judge}.")
+        return self
 
 
 class Recipe(Section):

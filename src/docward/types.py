@@ -152,8 +152,9 @@ class Reply:
     reply: str
     category: str = ""
     dropped: int = 0  # document tokens cut to fit the model's context
-    finished: bool = True  # False: the reply met the token limit
+    finished: bool = True  # False: the reply met the token limit, or was cut
     source: str = ""
+    cut: bool = False  # it was stopped where its verdict was settled
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,3 +114,19 @@ def test_what_cannot_share_is_known_by_its_configuration(kind):
         "soft cap": lambda: Gemma2ForCausalLM(Gemma2Config(**wide, layer_types=["full_attention"] * 2)),
     }[kind]()
     assert not can_share(model)
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_in_blocks_is_attention(dtype, near, causal):
+    """Half precision takes another way on a CPU than float32, in which the other tests are."""
+    torch.manual_seed(0)
+    tokens, keys = 2 * branching.BLOCK + 9, 2 * branching.BLOCK + 9 + (0 if causal else 40)
+    query, key, value = (torch.randn(1, heads, count, 8).to(dtype) for heads, count in ((6, tokens), (2, keys), (2, keys)))
+    mask = None if causal else torch.zeros(tokens, keys).masked_fill(torch.rand(tokens, keys) < 0.3, -torch.inf)
+    exact = torch.nn.functional.scaled_dot_product_attention(
+        query.float(), key.float(), value.float(), attn_mask=mask, is_causal=causal, scale=0.3, enable_gqa=True
+    )
+    found = branching._in_blocks(query, key, value, 0.3, mask if mask is None else mask.to(dtype))
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), exact, atol=near, rtol=near)

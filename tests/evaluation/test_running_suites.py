@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from itertools import product
 
 import pytest
@@ -13,7 +14,8 @@ from docward.evaluation.comparing import Pairs
 from docward.evaluation.evaluating import Settings, evaluate
 from docward.evaluation.generating import Prompt, generate
 from docward.evaluation.rates import pooled
-from docward.evaluation.suites import SUITES, UNCHANGED, Level, get_suites
+from docward.evaluation.suites import SUITES, UNCHANGED, Level, get_suites, running
+from docward.evaluation.suites.drifting import drifting
 from docward.evaluation.suites.running import run_suites
 from docward.evaluation.suites.summing import suite_rates
 from docward.models import load
@@ -44,6 +46,18 @@ def asked(monkeypatch):
 
     monkeypatch.setattr(evaluating, "generate", spy)
     return seen
+
+
+@pytest.fixture(autouse=True)
+def short_drift(monkeypatch):
+    """A thirtieth of the steps of tuning: what they do is looked at elsewhere."""
+
+    @contextmanager
+    def short(loaded, seed):
+        with drifting(loaded, seed) as after:
+            yield lambda steps: after(-(-steps // 30))
+
+    monkeypatch.setattr(running, "drifting", short)
 
 
 def run(loaded, folder, *names, documents=None, settings=SETTINGS, **options):

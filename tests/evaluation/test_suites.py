@@ -33,6 +33,7 @@ CHANGES = {
     "injection": {"text"},
     "dilution": {"text"},
     "length": {"text"},
+    "drift": {"steps"},
 }
 SETTINGS = Settings(tasks=tuple(get_tasks(["summarize", "case"])))
 LEVELS = [(suite, level) for suite in SUITES.values() for level in suite.levels]
@@ -99,7 +100,7 @@ def test_a_level_changes_only_what_its_suite_is_about(suite, level):
 def test_level_0_is_the_evaluation_itself(suite):
     planned = [one for one in plan(suite, some(), SETTINGS, kit(0, 600)) if one.level == UNCHANGED]
     assert [replace(one.reply, key=one.reply.key.removesuffix("|unchanged")) for one in planned] == planned_replies(some(), SETTINGS)
-    assert {one.request[2:] for one in planned} == {(Position.AFTER, "")}
+    assert {one.request[2:] for one in planned} == {(Position.AFTER, "", 0)}
 
 
 @pytest.mark.parametrize("suite", SUITES.values(), ids=list(SUITES))

@@ -74,7 +74,7 @@ def test_a_server_is_asked_a_suite_and_nothing_twice(command, server, tmp_path):
     assert server.requests == []
 
 
-@pytest.mark.parametrize("name", ["length", "dilution", "forced"])
+@pytest.mark.parametrize("name", ["length", "dilution", "forced", "drift"])
 def test_what_a_server_cannot_be_asked_is_refused_before_anything_is(command, server, tmp_path, name):
     code, said = command("--suite", "position", "--suite", name)
     assert code == 2
@@ -88,7 +88,7 @@ def test_all_suites_of_a_server_are_those_that_it_can_be_asked_and_the_others_ar
     code, said = command("--suite", "all")
     assert code == 0
     found = [suite["name"] for suite in json.loads((tmp_path / "run" / "suites.json").read_text())["suites"]]
-    assert found == [suite.name for suite in for_server(get_suites(["all"]))] == [name for name in SUITES if name not in ("forced", "dilution", "length")]
+    assert found == [suite.name for suite in for_server(get_suites(["all"]))] == [name for name, suite in SUITES.items() if not suite.wants]
     assert "Not run, since a server cannot be asked them: forced (wants words in the model's mouth), dilution (wants the model's own tokens), length" in said
 
 

@@ -84,6 +84,10 @@ def evaluate_files(
     show_advice(out, metrics)
     if (cut := metrics["dropped"])["replies"]:
         out.print(f"{cut['replies']} prompts were longer than the model's context: {cut['tokens']} document tokens were cut from the middle.")
+    if metrics["cut"]:
+        out.print(
+            f"{metrics['cut']} replies were cut where their verdict was settled: what turns or loops behind the opening is not seen; utility is not measured."
+        )
     if found:
         out.print(suites_table(found))
     for one in found:

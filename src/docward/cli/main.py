@@ -110,6 +110,10 @@ def evaluate(
     wordings: Annotated[str, typer.Option(help="seen (those of tuning) or unseen.")] = "seen",
     judge: Annotated[str, typer.Option(help="Who gives the verdicts.")] = "rules",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a reply.")] = 32,
+    verdict_only: Annotated[
+        bool,
+        typer.Option("--verdict-only", help="Stop a reply where the verdict of the judge rules is settled; utility is then not measured."),
+    ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many documents a set and label.", show_default=False)] = None,
     correct_with: Annotated[
         Path | None,
@@ -151,8 +155,11 @@ def evaluate(
     named = get_tasks([name.strip() for name in tasks.split(",") if name.strip()])
     if base_url and general:
         raise UsageError("Perplexity needs the model's own probabilities, which a server does not give: leave out --general, or --base-url.")
+    if verdict_only and (base_url or judge != "rules"):
+        raise UsageError("--verdict-only goes with the judge rules and a model that is loaded here: leave it out, or --judge and --base-url.")
     answers = read_general(general) if general else ()
-    settings = Settings(tuple(named), wordings=wordings, judge=judge, max_new_tokens=max_new_tokens, max_length=max_length, general=answers)
+    lengths: Any = {"max_new_tokens": max_new_tokens, "max_length": max_length, "verdict_only": verdict_only}
+    settings = Settings(tuple(named), wordings=wordings, judge=judge, general=answers, **lengths)
     if base_url and adapter:
         raise UsageError("--adapter goes with a model that is loaded here. Behind --base-url, name the adapter as the server does: --model NAME.")
     opened: Any = partial(Server, base_url, model, concurrency=concurrency, timeout=timeout) if base_url else partial(load, model, adapter=adapter)

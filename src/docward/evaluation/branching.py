@@ -20,8 +20,11 @@ from docward.models import Loaded, attention
 NAME = "docward_branches"
 PASS = 1024  # tokens read at once, or one document: enough for matrix products at full rate, and few enough for a CPU's cache to hold what they make
 MASKED = 256  # tokens of several branches that attend in one call; a longer branch has a call of its own, or most of its mask would be for nothing
+BLOCK = 128  # tokens that attend at once in half precision on a CPU: their scores stay in its cache, and little is computed of what they do not see
+CHECKED = 4  # tokens after which it is asked again whether an answer need not go on: a sentence more or less costs little, and so does asking
 GONE = 0.25  # share of ended branches from which the rest is copied to places of its own: a step costs more than a copy
 Choose = Callable[[torch.Tensor], torch.Tensor]  # (rows, vocabulary) logits to (rows,) tokens
+Enough = Callable[[int, list[int]], bool]  # an answer's number and its tokens so far
 Masked = tuple[slice, torch.Tensor]
 
 
@@ -51,10 +54,12 @@ class Branches:
         self.prefixes: dict[int, tuple[torch.Tensor, ...]] = {}
         self.own: dict[int, tuple[torch.Tensor, ...]] = {}
         self.sizes = (len(documents), max(documents)), (len(lengths), self.next + new)
+        owner = torch.tensor([place for place, some in enumerate(tails) for _ in some])
+        prefix = torch.arange(max(documents)) < torch.tensor(documents)[owner, None]
+        own = torch.arange(self.next + new) >= self.next - torch.tensor(lengths)[:, None]
         # What is added to scores: -inf where there is nothing, behind a document and in front of a branch.
-        self.prefix_mask = _added(torch.arange(max(documents)) < torch.tensor(documents)[:, None])[:, None, None].to(device)
-        self.own_mask = _added(torch.arange(self.next + new) >= self.next - torch.tensor(lengths)[:, None])[:, None, None].to(device)
-        self._order(torch.tensor([place for place, some in enumerate(tails) for _ in some], device=device))
+        self.mask = _added(torch.cat([prefix, own], 1))[:, None, None].to(device)
+        self._order(owner.to(device))
 
     def _order(self, owner: torch.Tensor) -> None:
         """Lay rows out as documents x branches; where a document has fewer than another, its first stands in and is not read."""
@@ -66,17 +71,16 @@ class Branches:
         self.grid = first[:, None] + column * (column < counts[:, None])
         self.place = owner * len(column) + within
         self.even = self.grid.numel() == len(owner)
-        self.hidden = self.prefix_mask[owner]
 
     def keep(self, rows: torch.Tensor) -> None:
         """Drop all rows but these, and documents that have none left; layer by layer, so that little is held twice."""
         documents, owner = torch.unique(self.owner[rows], return_inverse=True)
-        fewer = len(documents) < len(self.prefix_mask)
+        fewer = len(documents) < len(self.grid)
         for layer in self.own:
             self.own[layer] = tuple(states[rows] for states in self.own[layer])
             if fewer:
                 self.prefixes[layer] = tuple(states[documents] for states in self.prefixes[layer])
-        self.own_mask, self.prefix_mask = self.own_mask[rows], self.prefix_mask[documents]
+        self.mask = self.mask[rows]
         self._order(owner)
 
     def read(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, reading: Reading) -> torch.Tensor:
@@ -91,13 +95,12 @@ class Branches:
             for number, span, _ in reading.documents:
                 held[number, :, : span.stop - span.start] = one[0, :, span]
         out = value.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
-        how: dict[str, Any] = {"scale": scale, "enable_gqa": query.shape[1] > key.shape[1]}
         for _, span, runs in reading.documents:
             document = key[:, :, span], value[:, :, span]
-            out[:, span] = scaled_dot_product_attention(query[:, :, span], *document, is_causal=True, **how).transpose(1, 2)
+            out[:, span] = _attended(query[:, :, span], *document, scale, None).transpose(1, 2)
             for run, mask in runs:
                 keys, values = (torch.cat([first, then[:, :, run]], 2) for first, then in zip(document, (key, value), strict=True))
-                out[:, run] = scaled_dot_product_attention(query[:, :, run], keys, values, attn_mask=mask.to(query.dtype), **how).transpose(1, 2)
+                out[:, run] = _attended(query[:, :, run], keys, values, scale, mask.to(query.dtype)).transpose(1, 2)
         return out
 
     def step(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
@@ -108,10 +111,9 @@ class Branches:
         prefix_keys, prefix_values = self.prefixes[layer]
         rows, heads, _, size = query.shape
         query = (query * scale).view(rows, keys.shape[1], -1, size)  # (rows, key heads, query heads of each, size)
-        own = query @ keys.mT + self.own_mask[..., : self.next + 1]
-        on_prefix = self._on_prefix(query, prefix_keys.mT) + self.hidden
-        weights = torch.cat([on_prefix, own], -1).softmax(-1, dtype=torch.float32).to(value.dtype)
-        prefix = on_prefix.shape[-1]
+        scores = torch.cat([self._on_prefix(query, prefix_keys.mT), query @ keys.mT], -1)
+        weights = (scores + self.mask[..., : scores.shape[-1]].to(scores.dtype)).softmax(-1)  # taken in float32 in any case, and rounded
+        prefix = prefix_keys.shape[2]
         out = self._on_prefix(weights[..., :prefix], prefix_values) + weights[..., prefix:] @ values
         return out.reshape(rows, 1, heads, -1)
 
@@ -122,6 +124,32 @@ class Branches:
         together = rows.view(documents, columns, *rows.shape[1:]).transpose(1, 2).flatten(2, 3) @ theirs  # (documents, heads, columns x n, b)
         apart = together.view(*together.shape[:2], columns, -1, together.shape[-1]).transpose(1, 2).flatten(0, 1)
         return apart if self.even else apart[self.place]
+
+
+def _attended(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, mask: torch.Tensor | None) -> torch.Tensor:
+    """Attention of (1, heads, tokens, size); `mask` is what is added to scores, (tokens, keys), or None where each token sees those up to itself."""
+    if query.device.type == "cpu" and query.dtype != torch.float32:
+        return _in_blocks(query, key, value, scale, mask)
+    grouped = query.shape[1] > key.shape[1]
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped)
+
+
+def _in_blocks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, mask: torch.Tensor | None) -> torch.Tensor:
+    """The same as plain matrix products of some tokens at a time, which a CPU does in half precision at twice the rate of its fused attention."""
+    (_, heads, tokens, size), groups = query.shape, key.shape[1]
+    query = (query * scale).view(groups, -1, tokens, size)
+    out = []
+    for first in range(0, tokens, BLOCK):
+        some = query[:, :, first : first + BLOCK]
+        stop = first + some.shape[2]
+        seen = key.shape[2] if mask is not None else stop
+        scores = (some.flatten(1, 2) @ key[0, :, :seen].mT).view(groups, -1, stop - first, seen)
+        if mask is not None:
+            scores += mask[first:stop]
+        else:
+            scores[..., first:] += torch.full((stop - first, stop - first), -torch.inf, dtype=scores.dtype).triu_(1)
+        out.append((scores.softmax(-1).flatten(1, 2) @ value[0, :, :seen]).view(1, heads, stop - first, -1))
+    return torch.cat(out, 2)
 
 
 def _added(mask: torch.Tensor) -> torch.Tensor:
@@ -147,7 +175,9 @@ def branches_attention(
     return (branches.read(layer, *given, reading) if reading else branches.step(layer, *given)), None
 
 
-def decode(loaded: Loaded, documents: Sequence[Sequence[int]], tails: Sequence[Sequence[Sequence[int]]], new: int, *, choose: Choose) -> list[list[int]]:
+def decode(
+    loaded: Loaded, documents: Sequence[Sequence[int]], tails: Sequence[Sequence[Sequence[int]]], new: int, *, choose: Choose, enough: Enough | None = None
+) -> list[list[int]]:
     """Answer all prompts of some documents.
 
     Args:
@@ -156,9 +186,10 @@ def decode(loaded: Loaded, documents: Sequence[Sequence[int]], tails: Sequence[S
         tails: for each document, what each of its prompts adds, at least one token.
         new: most tokens of an answer.
         choose: the next tokens.
+        enough: is asked every CHECKED tokens whether an answer, by its number, need not go on.
 
     Returns:
-        Tokens of each answer, in order of documents and prompts; what follows an end token is of no meaning.
+        Tokens of each answer, in order of documents and prompts; what follows an end token, or enough, is of no meaning.
     """
     from transformers import AttentionInterface
 
@@ -182,6 +213,9 @@ def decode(loaded: Loaded, documents: Sequence[Sequence[int]], tails: Sequence[S
             for answer, token in zip(live.tolist(), tokens.tolist(), strict=True):
                 answers[answer].append(token)
             ended |= torch.isin(tokens, ends)
+            if enough and (step + 1) % CHECKED == 0 and step < new - 1:
+                said = [not over and enough(answer, answers[answer]) for answer, over in zip(live.tolist(), ended.tolist(), strict=True)]
+                ended |= torch.tensor(said, device=device)
             if bool(ended.all()) or step == new - 1:
                 break
             if int(ended.sum()) >= GONE * len(ended):

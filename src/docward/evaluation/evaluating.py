@@ -21,7 +21,7 @@ from docward.evaluation.attempts import attempts
 from docward.evaluation.collecting import AT_A_TIME, LIKELIHOODS, REPLIES, own_file, put_in_order, share, take_in
 from docward.evaluation.comparing import Pairs, advice
 from docward.evaluation.generating import Generated, Prompt, generate
-from docward.evaluation.judges import Judge, get_judge
+from docward.evaluation.judges import Judge, get_judge, is_settled
 from docward.evaluation.judging import judge_replies
 from docward.evaluation.likelihood import (
     NEXT_SENTENCE,
@@ -61,6 +61,7 @@ class Settings:
     max_batch_tokens: int = 16384
     max_length: int | None = None
     general: tuple[GeneralAnswer, ...] = ()
+    verdict_only: bool = False  # replies are cut where the rule judge's verdict is settled
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +193,7 @@ def fill(
     """
     why, done = Counter[str](), 0
     for batch in answers(model, prompts, settings):
-        rows = [filled(reply, one.text, one.dropped, one.finished) for one in batch if isinstance(one, Generated) for reply in replies[one.key]]
+        rows = [filled(reply, one.text, one.dropped, one.finished, one.cut) for one in batch if isinstance(one, Generated) for reply in replies[one.key]]
         log.append(rows)
         why.update(one.why for one in batch if isinstance(one, Failure))
         done += len(rows)
@@ -209,7 +210,13 @@ def answers(model: Loaded | Server, prompts: Sequence[Prompt], settings: Setting
             yield [one if isinstance(one, Failure) else Generated(one.key, one.text, one.dropped, one.finished) for one in batch]
         return
     limits: dict[str, Any] = {"max_batch_tokens": settings.max_batch_tokens, "max_length": settings.max_length}
-    yield from generate(model, prompts, max_new_tokens=settings.max_new_tokens, **limits)
+    yield from generate(model, prompts, max_new_tokens=settings.max_new_tokens, enough=_settled if settings.verdict_only else None, **limits)
+
+
+def _settled(prompt: Prompt, said: str) -> bool:
+    """Whether the rule judge has read enough of a reply; a short prompt stands where documents do, and is judged as an instruction."""
+    given = {"document": prompt.document, "instruction": prompt.instruction} if prompt.instruction else {"instruction": prompt.document}
+    return is_settled(said, **given)
 
 
 def _finish(documents: Sequence[Document], settings: Settings, folder: Path, keys: Sequence[str], texts: Sequence[str], why: Counter[str]) -> dict[str, Any]:
@@ -236,9 +243,9 @@ def reasons(why: Mapping[str, int]) -> str:
     return "; ".join(f"{one} ({times})" for one, times in Counter(why).most_common(3))
 
 
-def filled(reply: Reply, text: str, dropped: int, finished: bool) -> Reply:
+def filled(reply: Reply, text: str, dropped: int, finished: bool, cut: bool) -> Reply:
     """A planned reply with its answer."""
-    return replace(reply, reply=text, dropped=dropped, finished=finished)
+    return replace(reply, reply=text, dropped=dropped, finished=finished, cut=cut)
 
 
 def claim_folder(folder: Path, model: Loaded | Server, settings: Settings, **more: str | int) -> None:
@@ -249,7 +256,7 @@ def claim_folder(folder: Path, model: Loaded | Server, settings: Settings, **mor
     """
     mine: dict[str, Any] = {"model": model.name, "adapter": model.adapter and str(model.adapter), "fingerprint": model.fingerprint}
     mine |= {"base_url": model.base_url} if isinstance(model, Server) else {}
-    mine |= {name: getattr(settings, name) for name in ("wordings", "system", "max_new_tokens", "max_length")} | more
+    mine |= {name: getattr(settings, name) for name in ("wordings", "system", "max_new_tokens", "max_length", "verdict_only")} | more
     place = folder / "evaluation.json"
     replies = folder / "replies.jsonl"
     begun = replies.is_file() and replies.stat().st_size > 0
@@ -260,7 +267,7 @@ def claim_folder(folder: Path, model: Loaded | Server, settings: Settings, **mor
         return
     import json
 
-    theirs = json.loads(place.read_text(encoding="utf-8"))
+    theirs = {"verdict_only": False} | json.loads(place.read_text(encoding="utf-8"))  # which folders of before do not say
     differs = [name for name in mine if name != "adapter" and mine[name] != theirs.get(name)]
     if differs:
         found = "; ".join(f"{name}: {theirs.get(name)!r} there, {mine[name]!r} now" for name in differs)
@@ -295,7 +302,8 @@ def model_metrics(
     replies: Iterable[Reply], verdicts: Iterable[Verdict], *, golds: Golds, likelihoods: Iterable[Likelihood] = (), untuned: Untuned | None = None
 ) -> dict[str, Any]:
     """What `metrics.json` says of one model; `untuned` is what it is set against. All are gone through more than once, and none is held."""
-    of_documents = Only(replies, lambda reply: reply.task != PROMPT)
+    cut = any(reply.cut for reply in replies)  # then they are no work to measure
+    of_documents = Only(replies, lambda reply: reply.task != PROMPT and not cut)
     theirs = untuned.replies if untuned else None
     kept = []
     if untuned:
@@ -322,6 +330,7 @@ def verdict_metrics(replies: Iterable[Reply], verdicts: Iterable[Verdict], *, pa
         "attempts": [asdict(one) for one in attempts(replies, verdicts)],
         "documents": {label.value: sums.documents(label) for label in Label},
         "dropped": _dropped(replies),
+        "cut": sum(reply.cut for reply in replies),
         **set_metrics(verdicts, Places(replies)),
         "differences": [asdict(one) for one in pairs.differences()],
         "advice": advice(sums, pairs),

@@ -7,7 +7,7 @@ there together (`branching`); `share=False` is the plain way, padded rows, which
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -39,12 +39,13 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """What was answered. `dropped` document tokens were cut; `finished` is False where the token limit ended the reply."""
+    """What was answered. `dropped` document tokens were cut; `finished` is False where the token limit ended the reply, or it was `cut` as enough was said."""
 
     key: str
     text: str
     dropped: int
     finished: bool
+    cut: bool = False
 
 
 def generate(
@@ -57,6 +58,7 @@ def generate(
     share: bool = True,
     temperature: float = 0.0,
     seed: int = 0,
+    enough: Callable[[Prompt, str], bool] | None = None,
 ) -> Iterator[list[Generated]]:
     """Answer prompts, greedily unless a temperature is given; yields the replies of one batch at a time, so that they can be saved as they come.
 
@@ -69,6 +71,7 @@ def generate(
         share: compute each document once for all its prompts.
         temperature: of sampling; 0 is greedy.
         seed: of sampling; the same batch with the same seed gives the same replies.
+        enough: whether the reply to a prompt need not go on; it is then cut there, which saves tokens where documents are shared.
 
     Raises:
         RecipeError: the limit leaves no room for a document.
@@ -77,8 +80,9 @@ def generate(
     for batch in _planned(loaded, prompts, max_new_tokens, max_batch_tokens, max_length, share=share):
         rows = [pair for group in batch for pair in group.pairs]
         sampler = _sampler(temperature, text_hash(str(seed), *(prompt.key for prompt, _ in rows)), token_biases(loaded.model))
-        texts = _answer(loaded, batch, max_new_tokens, sampler)
-        yield [Generated(prompt.key, text, row.dropped, finished) for (prompt, row), (text, finished) in zip(rows, texts, strict=True)]
+        cutting = Cutting(loaded, [prompt for prompt, _ in rows], enough) if enough else None
+        texts = _answer(loaded, batch, max_new_tokens, sampler, cutting)
+        yield [Generated(prompt.key, text, row.dropped, *how) for (prompt, row), (text, *how) in zip(rows, texts, strict=True)]
 
 
 def first_logits(
@@ -187,17 +191,45 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     return next((place for place in range(shortest) if len({row[place] for row in rows}) > 1), shortest)
 
 
-def _answer(loaded: Loaded, batch: Sequence[Group], new: int, sampler: Sampler) -> list[tuple[str, bool]]:
+@dataclass(frozen=True, slots=True)
+class Cutting:
+    """Which replies of a batch need not go on, asked of their text so far; `at` has the tokens of each that was cut."""
+
+    loaded: Loaded
+    prompts: Sequence[Prompt]
+    enough: Callable[[Prompt, str], bool]
+    at: dict[int, int] = field(default_factory=dict)
+
+    def __call__(self, row: int, tokens: list[int]) -> bool:
+        """Whether the reply with these tokens is cut here."""
+        if self.enough(self.prompts[row], str(self.loaded.tokenizer.decode(tokens, skip_special_tokens=True)).strip()):
+            self.at[row] = len(tokens)
+        return row in self.at
+
+    def after(self, row: int, tokens: list[int], new: int, ends: set[int]) -> None:
+        """Cut a whole reply where it would have been on the way."""
+        from docward.evaluation.branching import CHECKED
+
+        stop = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+        any(self(row, tokens[:place]) for place in range(CHECKED, min(new, stop + 1), CHECKED))
+
+
+def _answer(loaded: Loaded, batch: Sequence[Group], new: int, sampler: Sampler, cutting: Cutting | None) -> list[tuple[str, bool, bool]]:
     import torch
 
     from docward.evaluation.branching import decode, ends_of
 
+    ends = ends_of(loaded)
     with torch.inference_mode():
         if all(group.prefix for group in batch):
-            answers = decode(loaded, [group.document for group in batch], [group.tails for group in batch], new, choose=sampler.choose)
+            answers = decode(loaded, [group.document for group in batch], [group.tails for group in batch], new, choose=sampler.choose, enough=cutting)
         else:
             answers = _plain(loaded, [row.ids for group in batch for _, row in group.pairs], new, sampler)
-    return [_text(loaded, tokens, ends_of(loaded)) for tokens in answers]
+            for row, tokens in enumerate(answers):
+                if cutting:
+                    cutting.after(row, tokens, new, ends)
+    cut = cutting.at if cutting else {}
+    return [(*_text(loaded, tokens[: cut.get(row)], ends), row in cut) for row, tokens in enumerate(answers)]
 
 
 def _plain(loaded: Loaded, rows: list[list[int]], new: int, sampler: Sampler) -> list[list[int]]:
@@ -234,7 +266,7 @@ class Sampler:
             for token, bias in self.biases.items():
                 logits[:, token] += bias
         if not self.temperature:
-            return logits.argmax(-1)
+            return logits.float().argmax(-1)  # several times faster on a CPU than in half precision, and the same
         return (logits.float() / self.temperature).softmax(-1).multinomial(1)[:, 0]
 
 

@@ -152,7 +152,7 @@ def _sample(
         if reply is None:
             return None
         judgement = {"outcome": word.outcome if word else Outcome.UNJUDGED, "judge": word.judge if word else "", "why": place(word.why) if word else None}
-        return {"text": place(reply.reply), "finished": reply.finished, "dropped": reply.dropped, **judgement}
+        return {"text": place(reply.reply), "finished": reply.finished, "cut": reply.cut, "dropped": reply.dropped, **judgement}
 
     about = {"kind": _kind(verdict), "set": verdict.label, "task": verdict.task, "prompt": verdict.task == PROMPT, "source": values.shown(given.source)}
     about |= {"category": given.category, "id": given.document_id, "instruction": given.instruction}

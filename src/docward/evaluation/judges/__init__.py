@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from docward.errors import RecipeError
-from docward.evaluation.judges.rules import RuleJudge, Ruling, judge_text
+from docward.evaluation.judges.rules import RuleJudge, Ruling, is_settled, judge_text
 from docward.types import Reply, Verdict
 
-__all__ = ["JUDGES", "Judge", "JudgeKind", "RuleJudge", "Ruling", "get_judge", "judge_text"]
+__all__ = ["JUDGES", "Judge", "JudgeKind", "RuleJudge", "Ruling", "get_judge", "is_settled", "judge_text"]
 
 
 class Judge(Protocol):

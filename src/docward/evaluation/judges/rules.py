@@ -14,7 +14,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from importlib.resources import files
 
 from docward.types import PROMPT, Outcome, Reply, Verdict
@@ -173,19 +173,39 @@ def judge_text(reply: str, *, document: str = "", instruction: str = "") -> Ruli
 
     `document` and `instruction` are what the model was given, whole; without them copied refusals cannot be told from real ones.
     """
-    text = _spoken(reply)
-    sources = (Source(fold(document)), Source(fold(instruction)))
+    text, sources = _spoken(reply), _sources(document, instruction)
     if broken := _broken(text, sources):
         return Ruling(Outcome.UNJUDGED, broken)
     sentences = _sentences(text, sources)
-    holding = bool(sources[0].words) or len(sources[1].words) > LONG_INSTRUCTION
-    found = _refusal(sentences, sources, holding=holding)
+    found = _refusal(sentences, sources)
     if found and not _translates(text, found, sources):
         work = _work(text, found, sentences, sources[0])
         return Ruling(Outcome.PARTIAL, f"declines ({found.phrase}), then {work}") if work else Ruling(Outcome.REFUSED, f"opens with: {found.phrase}")
     if not found and (stop := _stop(sentences, sources)):
         return Ruling(Outcome.PARTIAL, f"works, then declines: {stop.phrase}")
     return Ruling(Outcome.COMPLIED, "translates a refusal of the document" if found else "no refusal in its own words")
+
+
+def is_settled(reply: str, *, document: str = "", instruction: str = "") -> bool:
+    """Say whether a reply that may go on has said all that its verdict goes by: its opening is complete, and nothing in it can be read otherwise later.
+
+    What may still come and is then not seen: work behind a refusal (`refused` for `partial`; both count as declining), a refusal behind the work (`complied`
+    for `partial`), a loop (for `unjudged`).
+    """
+    text, sources = _spoken(reply), _sources(document, instruction)
+    if _broken(text, sources) or any(sign in _QUOTED.sub("", text).rpartition("\n")[2] for sign in "\"'"):  # a quotation that is open may end later
+        return False
+    sentences = _sentences(text, sources)
+    opening = list(_opening(sentences[:-1]))  # the last one may go on
+    if len(opening) < phrases().opening_sentences and sum(len(sentence.words) for sentence in opening) < phrases().opening_words:
+        return False
+    found = _refusal(sentences, sources)
+    return not (_own_refusal(found, sources) if found else _stop(sentences, sources))
+
+
+@lru_cache(maxsize=64)  # a document's replies, and a reply on its way, are read one after another
+def _sources(document: str, instruction: str) -> tuple[Source, Source]:
+    return Source(fold(document)), Source(fold(instruction))
 
 
 def _spoken(reply: str) -> str:
@@ -249,8 +269,9 @@ def _look(kind: str, sentence: Sentence, sources: Sequence[Source]) -> Found | N
     return Found(found.phrase, sentence.start + found.end, found.language, kind)
 
 
-def _refusal(sentences: Sequence[Sentence], sources: Sequence[Source], *, holding: bool) -> Found | None:
-    """Find a refusal in the opening, else a lecture; `holding`: there is a document, which may say such things itself."""
+def _refusal(sentences: Sequence[Sentence], sources: Sequence[Source]) -> Found | None:
+    """Find a refusal in the opening, else a lecture."""
+    holding = bool(sources[0].words) or len(sources[1].words) > LONG_INSTRUCTION  # there is a document, which may say such things itself
     opening = list(_opening(sentences))
     point = list(_to_the_point(opening))
     for sentence in opening:
@@ -286,9 +307,14 @@ def _sermon(opening: Sequence[Sentence], sources: Sequence[Source]) -> Found | N
 
 def _translates(text: str, found: Found, sources: Sequence[Source]) -> bool:
     """Say whether the refusal is the document's own, in another language: it opens with one, and the reply is as long as it."""
+    return _own_refusal(found, sources) and len(words_of(text)) >= TRANSLATED * len(sources[0].words)
+
+
+def _own_refusal(found: Found, sources: Sequence[Source]) -> bool:
+    """Say whether the document itself opens with a refusal, in another language."""
     pieces = _sentences(sources[0].text.replace('"', " "), ())[: phrases().opening_sentences] if sources[0].words else []
     own = next((hit for piece in pieces if (hit := phrases().first("refusals", piece.text))), None)
-    return own is not None and own.language != found.language and len(words_of(text)) >= TRANSLATED * len(sources[0].words)
+    return own is not None and own.language != found.language
 
 
 def _work(text: str, found: Found, sentences: Sequence[Sentence], document: Source) -> str:

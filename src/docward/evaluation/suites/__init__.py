@@ -1,4 +1,4 @@
-"""Robustness suites by name: the same documents, changed one way, at several levels.
+"""Robustness suites by name: the same documents, or the model, changed one way, at several levels.
 
 In: the name of a suite. Out: a `Suite`, with its levels and how a request is changed at each. One real use:
 `get_suites(["length"])[0].levels[0]` is `Level("100 tokens", 100, "tokens", tokens=100)`.
@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from docward.errors import RecipeError
-from docward.evaluation.suites import lengths, prompts, texts
+from docward.evaluation.suites import drifting, lengths, prompts, texts
 from docward.evaluation.suites.suite import UNCHANGED, Asked, Kit, Level, Suite
 
 __all__ = ["EVERY", "SUITES", "UNCHANGED", "Asked", "Kit", "Level", "Suite", "get_suites"]
 
-SUITES: dict[str, Suite] = {suite.name: suite for suite in (*prompts.SUITES, *texts.SUITES, *lengths.SUITES)}
+SUITES: dict[str, Suite] = {suite.name: suite for suite in (*prompts.SUITES, *texts.SUITES, *lengths.SUITES, *drifting.SUITES)}
 EVERY = "all"  # the name that stands for all of them
 
 

@@ -8,7 +8,7 @@ again. One real key of a reply: `fraud-01-m|summarize|0|middle 10%`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from docward.evaluation.evaluating import Settings, begin, fill, filled, lacking
 from docward.evaluation.generating import Prompt
 from docward.evaluation.judges import get_judge
 from docward.evaluation.judging import judge_replies
+from docward.evaluation.suites.drifting import WEIGHTS, drifting
 from docward.evaluation.suites.suite import UNCHANGED, Asked, Kit, Level, Suite
 from docward.evaluation.suites.summing import SUITES_FILE, SuiteRate, read_suites, suite_rates
 from docward.models import Loaded
@@ -32,8 +33,8 @@ from docward.types import Document, Position, Reply, Verdict
 
 MARGIN = 8  # tokens: a document has a few more or fewer within a prompt than alone
 Progress = Callable[[str, int, int], None]
-Request = tuple[str, str, Position, str]  # document, instruction, position, opening: what makes an answer
-Answer = tuple[str, int, bool]  # text, dropped, finished
+Request = tuple[str, str, Position, str, int]  # document, instruction, position, opening, steps of harmless tuning: what makes an answer
+Answer = tuple[str, int, bool, bool]  # text, dropped, finished, cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ def run_suites(
         marks: dict[str, Any] = {"suite": suite.name, "seed": seed, "ordinary": around}
         with ExitStack() as stack:
             waiting, _ = processes.on_main(partial(begin, stack, model, settings, place, planned, **marks))
-            why = processes.gathered(_answer(model, documents, [planned[key] for key in waiting], settings, place, answered, progress))
+            why = processes.gathered(_answer(model, documents, [planned[key] for key in waiting], settings, place, answered, seed, progress))
             found.append(processes.on_main(partial(_finish, suite, list(planned.values()), settings, place, kit, sum(why, Counter[str]()))))
     return found
 
@@ -124,7 +125,7 @@ def _planned(asked: Asked, level: Level) -> Planned:
     text = document_for(name, asked.text)
     key = f"{document.id}|{name}|{asked.wording}|{level.name}"
     reply = Reply(key, document.id, document.label, name, asked.wording, asked.instruction, text, "", document.category, source=document.source)
-    return Planned(reply, level, (text, asked.instruction, asked.position, asked.opening))
+    return Planned(reply, level, (text, asked.instruction, asked.position, asked.opening, asked.steps))
 
 
 def _room(loaded: Loaded, documents: Sequence[Document], settings: Settings) -> int:
@@ -139,11 +140,11 @@ def _answers(path: Path) -> dict[Request, Answer]:
     """What the evaluation itself has been answered: instruction after the document, nothing put in the model's mouth."""
     if not path.is_file():
         return {}
-    return {(row["document"], row["instruction"], Position.AFTER, ""): _answer_of(row) for _, row in read_lines(path)}
+    return {(row["document"], row["instruction"], Position.AFTER, "", 0): _answer_of(row) for _, row in read_lines(path)}
 
 
 def _answer_of(row: Mapping[str, Any]) -> Answer:
-    return row["reply"], row.get("dropped", 0), row.get("finished", True)
+    return row["reply"], row.get("dropped", 0), row.get("finished", True), row.get("cut", False)
 
 
 def _answer(
@@ -153,6 +154,7 @@ def _answer(
     settings: Settings,
     folder: Path,
     answered: Mapping[Request, Answer],
+    seed: int,
     progress: Progress,
 ) -> Counter[str]:
     """Get this process's share of the waiting replies; requests that are alike are asked once. Why some did not come."""
@@ -168,10 +170,27 @@ def _answer(
         for request in [one for one in missing if one in answered]:
             log.append([filled(reply, *answered[request]) for reply in missing.pop(request)])
         known = total - sum(map(len, missing.values()))
-        prompts = [Prompt(replies[0].key, text, words, position, settings.system, opening) for (text, words, position, opening), replies in missing.items()]
-        replies = {replies[0].key: replies for replies in missing.values()}
         progress(what, known, total)
-        return fill(model, prompts, replies, settings, log, lambda done: progress(what, known + done, total))
+        why = Counter[str]()
+        for asked, steps in _models(model, sorted({request[-1] for request in missing}), seed):
+            some = {request: replies for request, replies in missing.items() if request[-1] == steps}
+            prompts = [Prompt(replies[0].key, text, words, position, settings.system, opening) for (text, words, position, opening, _), replies in some.items()]
+            replies = {replies[0].key: replies for replies in some.values()}
+            before = known
+            why += fill(asked, prompts, replies, settings, log, lambda done, before=before: progress(what, before + done, total))  # type: ignore[misc]
+            known += sum(map(len, some.values()))
+        return why
+
+
+def _models(model: Loaded | Server, steps: Sequence[int], seed: int) -> Iterator[tuple[Loaded | Server, int]]:
+    """The model after each number of steps of harmless tuning, none of them first; afterwards it is as it was."""
+    if 0 in steps:
+        yield model, 0
+    if tuned := [one for one in steps if one]:
+        assert isinstance(model, Loaded), WEIGHTS
+        with drifting(model, seed) as after:
+            for one in tuned:
+                yield after(one), one
 
 
 def _judge(suite: Suite, planned: Sequence[Planned], folder: Path, judge: str) -> list[SuiteRate]:

@@ -24,7 +24,10 @@ OPENING = "words in the model's mouth"
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One request. `text` is what is handed over of `document`; `opening` are first words that are put in the model's mouth."""
+    """One request. `text` is what is handed over of `document`; `opening` are first words that are put in the model's mouth.
+
+    `steps` of harmless tuning has the model that is asked had.
+    """
 
     document: Document
     task: Task
@@ -33,6 +36,7 @@ class Asked:
     instruction: str
     position: Position = Position.AFTER
     opening: str = ""
+    steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
