@@ -101,9 +101,9 @@ def logistic_row(states: torch.Tensor, others: torch.Tensor, refuse: torch.Tenso
     def loss() -> torch.Tensor:
         search.zero_grad()
         value = binary_cross_entropy_with_logits(fixed + scaled @ moved, wanted, weight=weights) + RIDGE * moved.square().sum() / (2 * len(states))
-        value.backward()
+        value.backward()  # type: ignore[no-untyped-call]
         return value
 
     with torch.enable_grad():
-        search.step(loss)
+        search.step(loss)  # type: ignore[no-untyped-call]
     return start + moved.detach() / scale
