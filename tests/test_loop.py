@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,6 +14,7 @@ from docward.loop import test_documents as under_test
 from docward.recipe import Recipe
 from docward.records import read_rows, write_rows
 from docward.types import Document, Label, Reply, Split
+from killed import kill_when, started
 from tiny import some_documents
 
 RESULTS = ("metrics.json", "report.html", "recipe.yaml", "environment.json", "training.jsonl", "adapter/adapter_model.safetensors", "dataset/README.md")
@@ -105,14 +101,6 @@ def test_short_prompts_of_a_recipe_are_asked_of_both_models_as_they_are_and_are_
     assert "Short prompts</h2>" in (run / "report.html").read_text()
 
 
-CHILD = """
-import sys
-from pathlib import Path
-from docward.loop import run_loop
-from docward.recipe import load_recipe
-run_loop(load_recipe(sys.argv[1]), Path(sys.argv[2]))
-"""
-
 MOMENTS = {
     "while answering": "work/examples/general.parquet",
     "while evaluating the untuned model": "evaluation/untuned/replies.jsonl",
@@ -123,19 +111,12 @@ MOMENTS = {
 
 def test_a_run_killed_at_each_stage_ends_as_if_nothing_had_happened(whole, tiny_folder, tmp_path):
     """kill -9 at four moments of one run, then a last start: the same replies, the same weights, the same rates."""
-    from docward.recipe import dump
-
     run, documents = whole
-    (tmp_path / "recipe.yaml").write_text(dump(recipe(tiny_folder, documents)))
     target = tmp_path / "run"
     for moment, mark in MOMENTS.items():
-        child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path / "recipe.yaml"), str(target)], stderr=subprocess.PIPE)
-        deadline = time.monotonic() + 150
-        while not (target / mark).exists() and child.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.002)
-        os.kill(child.pid, signal.SIGKILL)
-        said = child.communicate()[1].decode()
-        assert (target / mark).exists(), f"{moment}: never reached ({said[-800:]})"
+        child = started("docward.loop", "run_loop", recipe(tiny_folder, documents), target)
+        kill_when(child, (target / mark).exists)
+        assert (target / mark).exists(), f"{moment}: never reached (exit code {child.exitcode})"
     assert not (target / "report.html").exists()
     run_loop(recipe(tiny_folder, documents), target)
     assert comparable(target) == comparable(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,10 +20,11 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 NO = "<|no|>"  # a special token to spare
 
 
-def byte_tokenizer(template: str | None = CHATML, **tokens: str):
-    """One token a byte, as no training is needed for that."""
+def byte_tokenizer(template: str | None = CHATML, *, words: Iterable[str] = (), **tokens: str):
+    """One token a byte, as no training is needed for that; with some texts as `words`, one token for nearly each of their words, which makes prompts short."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
+    from tokenizers.trainers import BpeTrainer
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -30,6 +32,8 @@ def byte_tokenizer(template: str | None = CHATML, **tokens: str):
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = decoders.ByteLevel()
     names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"} | tokens
+    if words:
+        model.train_from_iterator(words, BpeTrainer(vocab_size=1000, initial_alphabet=alphabet, special_tokens=[], show_progress=False))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, clean_up_tokenization_spaces=False, **names)
     tokenizer.add_special_tokens({"additional_special_tokens": [token for token in SPECIAL if token not in names.values()]})
     if template:

@@ -19,11 +19,13 @@ NOTE = "Mix flour, water and salt. Let the dough rest for eight hours. This is a
 LONGEST = 45  # words; a Chinese sign counts as one, so those may have some more
 
 
-def rendered(language):
-    """Every text of a language: (form, task, category, text)."""
+def rendered(language, share=1):
+    """Every text of a language: (form, task, category, text); with a share, each n-th such that any two of form, task and category still come together."""
     said = phrases()[language]
-    for form, (task, (do, doing)), (category, purpose) in product(said["forms"], said["doing"].items(), said["purpose"].items()):
-        yield form, task, category, form.format(do=do, doing=doing, purpose=purpose)
+    parts = product(*(list(enumerate(some)) for some in (said["forms"], said["doing"].items(), said["purpose"].items())))
+    for (first, form), (second, (task, (do, doing))), (third, (category, purpose)) in parts:
+        if (first + second + third) % share == 0:
+            yield form, task, category, form.format(do=do, doing=doing, purpose=purpose)
 
 
 def drawn(language, *, task="summarize", category="fraud", times=200):
@@ -70,7 +72,7 @@ def test_every_refusal_is_short_and_whole(language):
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_refusal_is_judged_refused(language):
-    texts = {way for _, _, _, text in rendered(language) for way in (text, text.replace("'", "’"))}
+    texts = {way for _, _, _, text in rendered(language, share=4) for way in (text, text.replace("'", "’"))}
     assert {text: found.why for text in texts if (found := judge_text(text, document=NOTE)).outcome != Outcome.REFUSED} == {}
 
 

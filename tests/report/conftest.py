@@ -94,28 +94,18 @@ def start_browser(program, profile):
     return process, int(told.read_text().split()[0])
 
 
-@pytest.fixture
-def browser(tmp_path_factory):
-    """A page in a headless Chromium; skipped where there is none, unless DOCWARD_REQUIRE_BROWSER=1 asks for it."""
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory):
+    """The address of a headless Chromium that all tests share; skipped where there is none, unless DOCWARD_REQUIRE_BROWSER=1 asks for it."""
     program = next((found for name in ("chromium", "chrome", "google-chrome") if (found := shutil.which(name))), None)
     if program is None:
         reason = "no chromium, chrome or google-chrome on PATH"
         if os.environ.get("DOCWARD_REQUIRE_BROWSER") == "1":
             pytest.fail(f"DOCWARD_REQUIRE_BROWSER=1, but there is {reason}")
         pytest.skip(reason)
-    import websocket
-
     process, port = start_browser(program, Path(tmp_path_factory.mktemp("profile")))
     try:
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the browser is on this machine
-        with direct.open(f"http://127.0.0.1:{port}/json/list", timeout=PATIENCE) as answer:
-            targets = json.load(answer)
-        address = next(target["webSocketDebuggerUrl"] for target in targets if target["type"] == "page")
-        socket = websocket.create_connection(address, timeout=PATIENCE, suppress_origin=True, http_no_proxy=["127.0.0.1"])
-        try:
-            yield Page(socket)
-        finally:
-            socket.close()
+        yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
         try:
@@ -123,3 +113,19 @@ def browser(tmp_path_factory):
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+@pytest.fixture
+def browser(chromium):
+    """A page of its own for each test."""
+    import websocket
+
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the browser is on this machine
+    with direct.open(urllib.request.Request(f"{chromium}/json/new?about:blank", method="PUT"), timeout=PATIENCE) as answer:
+        target = json.load(answer)
+    socket = websocket.create_connection(target["webSocketDebuggerUrl"], timeout=PATIENCE, suppress_origin=True, http_no_proxy=["127.0.0.1"])
+    try:
+        yield Page(socket)
+    finally:
+        socket.close()
+        direct.open(f"{chromium}/json/close/{target['id']}", timeout=PATIENCE).close()

@@ -1,11 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,9 +10,9 @@ from safetensors.torch import load_file
 from docward.errors import ModelError, TuningError
 from docward.models import load
 from docward.recipe import TuningSection
-from docward.records import write_parquet
 from docward.tuning.checkpoints import FINISHED
 from docward.tuning.tuning import tune
+from killed import kill_when, started
 from tiny import training_examples
 
 SECTION = {"max_length": 512, "num_train_epochs": 2, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "save_steps": 4, "logging_steps": 2}
@@ -36,31 +31,9 @@ def tuned(folder: Path, run: Path, **changes) -> dict[str, torch.Tensor]:
     return weights(run)
 
 
-CHILD = """
-import sys
-from pathlib import Path
-from docward.models import load
-from docward.records import read_parquet
-from docward.recipe import TuningSection
-from docward.tuning.tuning import tune
-from docward.types import Example
-import json
-folder, run = sys.argv[1], Path(sys.argv[2])
-tune(load(folder, dtype="float32"), read_parquet(run.parent / "train.parquet", Example), TuningSection(**json.loads(sys.argv[3])), run=run, seed=3)
-"""
-
-
 def test_a_killed_and_resumed_run_ends_with_the_same_weights(tiny_folder, tmp_path):
     whole = tuned(tiny_folder, tmp_path / "whole")
-    write_parquet(tmp_path / "train.parquet", training_examples())
-    options = json.dumps({**SECTION, "lora_dropout": 0.1, "learning_rate": 1e-3})
-    command = [sys.executable, "-c", CHILD, str(tiny_folder), str(tmp_path / "killed"), options]
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "killed").glob(f"checkpoints/*/{FINISHED}")) and child.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
+    kill_when(started(__name__, "tuned", tiny_folder, tmp_path / "killed"), lambda: list((tmp_path / "killed").glob(f"checkpoints/*/{FINISHED}")))
     assert not (tmp_path / "killed" / "adapter").exists(), "the child was done before it could be killed"
     assert list((tmp_path / "killed").glob("checkpoints/*")), "the child left no checkpoint to go on from"
     resumed = tuned(tiny_folder, tmp_path / "killed")
