@@ -15,6 +15,7 @@ import torch
 from docward.models import Loaded
 from docward.tuning.packing import Compute, Group, pass_of
 
+TOGETHER = 2048  # tokens of documents that go through the frozen layers at once
 MOST_BYTES = 4 << 30  # of states to hold; beyond that rows go through the whole model each time
 
 
@@ -75,9 +76,7 @@ def frozen_below(
     if not first or not isinstance(layers, torch.nn.ModuleList) or size > MOST_BYTES or not _starts_from_embeddings(loaded, decoder):
         yield Frozen(layers, 0)
         return
-    for place, group in enumerate(groups):
-        group.states = states_at(loaded, group, first, compute)
-        progress(f"documents through the {first} layers that stay as they are", place + 1, len(groups))
+    _give_states(loaded, groups, first, compute, progress)
     frozen = Frozen(layers, first)
     try:
         yield frozen
@@ -85,6 +84,18 @@ def frozen_below(
         frozen._restore()
         for group in groups:
             group.states = ()
+
+
+def _give_states(loaded: Loaded, groups: Sequence[Group], first: int, compute: Compute, progress: Callable[[str, int, int], None]) -> None:
+    """Documents of like lengths go together where the layout holds several, TOGETHER tokens at a time."""
+    order = sorted(groups, key=lambda group: -group.shared_tokens)
+    done = 0
+    while done < len(order):
+        most = done + (max(1, TOGETHER // order[done].shared_tokens) if compute == "shared" else 1)
+        for group, states in zip(order[done:most], states_at(loaded, order[done:most], first, compute), strict=True):
+            group.states = states
+        done = min(most, len(order))
+        progress(f"documents through the {first} layers that stay as they are", done, len(order))
 
 
 def _tokens(group: Group, compute: Compute) -> int:
@@ -96,14 +107,15 @@ def _decoder(loaded: Loaded) -> Any:
     return model.get_decoder()
 
 
-def states_at(loaded: Loaded, group: Group, first: int, compute: Compute) -> tuple[torch.Tensor, ...]:
-    """The states that enter layer `first`: (tokens, size) of the group's shared layout, or one of each row."""
+def states_at(loaded: Loaded, groups: Sequence[Group], first: int, compute: Compute) -> list[tuple[torch.Tensor, ...]]:
+    """The states that enter layer `first`, of each group: (tokens, size) of its shared layout, or one of each row."""
     device = loaded.model.device
     if compute == "shared":
-        batch = pass_of([group], compute="shared", pad=0)
+        batch = pass_of(groups, compute="shared", pad=0)
         given = {name: batch[name].to(device) for name in ("input_ids", "position_ids")} | {"layout": batch["layout"]}
-        return (_entering(_decoder(loaded), first, **given)[0],)
-    return tuple(_entering(_decoder(loaded), first, input_ids=torch.tensor([row.rendered.ids], device=device))[0] for row in group.rows)
+        whole = _entering(_decoder(loaded), first, **given)[0]
+        return [(states.clone(),) for states in whole.split([group.shared_tokens for group in groups])]
+    return [tuple(_entering(_decoder(loaded), first, input_ids=torch.tensor([row.rendered.ids], device=device))[0] for row in group.rows) for group in groups]
 
 
 def _starts_from_embeddings(loaded: Loaded, decoder: Any) -> bool:

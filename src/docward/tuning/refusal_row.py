@@ -19,7 +19,7 @@ from docward.tuning.adapters import refusal_token_id, token_rows
 from docward.tuning.losses import DEFENSE, forward_inputs
 from docward.tuning.packing import Compute, Group, fit_passes, pass_of
 
-MOST_ROWS = 1000  # enough for a few hundred weights, and half a minute
+MOST_ROWS = 600  # enough for a few hundred weights, and half a minute
 RIDGE = 100.0  # of the penalty, on states of unit variance; scikit-learn's 1 / C
 
 
@@ -51,7 +51,7 @@ def fit_refusal_row(
 
 
 def _fitted(loaded: Loaded, model: Any, groups: Sequence[Group], section: TuningSection, compute: Compute, token: int, row: torch.Tensor, progress: Any) -> Any:
-    every = max(1, sum(len(group.rows) for group in groups) // MOST_ROWS)
+    every = max(1, round(sum(len(group.rows) for group in groups) / MOST_ROWS))
     passes = fit_passes(groups[::every], section.max_batch_tokens, compute)
     states, others, refuse = [], [], []
     for done, one in enumerate(passes):
@@ -70,13 +70,15 @@ def _fitted(loaded: Loaded, model: Any, groups: Sequence[Group], section: Tuning
 def _where_answers_begin(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """What enters the output layer at each answer's first token, (examples, size), and the logits there, (examples, vocabulary)."""
     entered: list[torch.Tensor] = []
+    at, back = batch["keep"].view(-1).nonzero()[batch["source"][batch["pair"][batch["first"]]], 0].unique(return_inverse=True)
+    keep = torch.zeros_like(batch["keep"])
+    keep.view(-1)[at] = True
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: entered.append(given[0]))
     try:
-        logits = model(**forward_inputs(batch), logits_to_keep=batch["keep"], use_cache=False).logits
+        logits = model(**forward_inputs(batch), logits_to_keep=keep, use_cache=False).logits
     finally:
         hook.remove()
-    at = batch["source"][batch["pair"][batch["first"]]]
-    return entered[0].reshape(-1, entered[0].shape[-1])[at], logits.reshape(-1, logits.shape[-1])[at]
+    return entered[0].reshape(-1, entered[0].shape[-1])[back], logits.reshape(-1, logits.shape[-1])[back]
 
 
 def logistic_row(states: torch.Tensor, others: torch.Tensor, refuse: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
