@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from docward.errors import DocumentError, RunError
-from docward.loop import Run, _probe, open_run, run_loop
+from docward.loop import Run, _probe, open_run, run_loop, tune
 from docward.loop import test_documents as under_test
 from docward.recipe import Recipe
 from docward.records import read_rows, write_rows
@@ -71,6 +72,19 @@ def test_a_second_run_finds_everything_done(whole, tiny_folder, monkeypatch):
     metrics = run_loop(recipe(tiny_folder, documents), run)
     assert metrics == json.loads((run / "metrics.json").read_text())
     assert (run / "report.html").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_balanced_surface_gives_tuning_a_weight_for_each_training_document(whole, tiny_folder, tmp_path, monkeypatch, balanced):
+    run, documents = whole
+    seen = []
+    monkeypatch.setattr("docward.tuning.tuning.tune", lambda *_, **given: seen.append(given["document_weights"]))
+    monkeypatch.setattr("docward.loop.surface_weights", lambda some: {one.id: 2.0 for one in some})
+    monkeypatch.setattr("docward.loop._calibrate", lambda _: None)
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("adapter"))
+    tune(Run(recipe(tiny_folder, documents, tuning={"balance_surface": balanced}), tmp_path / "run"))
+    train = [one.id for one in read_rows(run / "documents.jsonl", Document) if one.split == Split.TRAIN]
+    assert seen == [dict.fromkeys(train, 2.0) if balanced else None]
 
 
 def test_no_document_under_test_was_trained_on(whole):
