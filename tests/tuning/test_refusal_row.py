@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from docward.models import load
 from docward.recipe import TuningSection
 from docward.rendering import Rendered
+from docward.tuning import refusal_row
 from docward.tuning.adapters import prepare, refusal_token_id
 from docward.tuning.losses import decision_nll, example_nll
 from docward.tuning.packing import Row, group_of, pass_of
@@ -22,11 +23,14 @@ from tiny import NO, training_examples
 SECTION = TuningSection(refusal_token=NO, decision_weight=1.0)
 
 
-def test_the_decision_is_logistic_regression_on_the_tokens_probability():
+def test_the_decision_is_logistic_regression_on_the_margin_of_greedy_decoding():
     logits, refuse = torch.randn(4, 9, generator=torch.Generator().manual_seed(0)), torch.tensor([True, False, True, False])
-    shares = logits.softmax(-1)[:, 5].tolist()
-    wanted = [-math.log(share if one else 1 - share) for share, one in zip(shares, refuse.tolist(), strict=True)]
+    wanted = []
+    for row, one in zip(logits.tolist(), refuse.tolist(), strict=True):
+        margin = row[5] - max(row[:5] + row[6:])
+        wanted.append(math.log(1 + math.exp(-margin if one else margin)))
     assert decision_nll(logits, 5, refuse).tolist() == pytest.approx(wanted, rel=1e-5)
+    assert ((decision_nll(logits, 5, refuse) < math.log(2)) == ((logits.argmax(-1) == 5) == refuse)).all()
 
 
 def test_a_hopeless_decision_has_a_finite_loss_and_a_gradient():
@@ -46,8 +50,9 @@ def test_with_a_refusal_token_the_decision_takes_the_first_tokens_place(tiny):
         plain = example_nll(tiny.model, batch)[0]
         found = example_nll(tiny.model, batch, decision_weight=0.25, refusal_token=9)[0]
         for place, (ids, term) in enumerate(rows):
-            share = tiny.model(input_ids=torch.tensor([ids[:3]])).logits[0, -1].softmax(-1)[9].item()
-            decision = -math.log(share if term == "defense" else 1 - share)
+            logits = tiny.model(input_ids=torch.tensor([ids[:3]])).logits[0, -1].tolist()
+            margin = logits[9] - max(logits[:9] + logits[10:])
+            decision = math.log(1 + math.exp(-margin if term == "defense" else margin))
             assert found[place].item() == pytest.approx(0.75 * plain[place].item() + 0.25 * decision, rel=1e-4)
 
 
@@ -63,7 +68,8 @@ def test_the_fit_is_that_of_scikit_learn():
 
 
 @pytest.mark.parametrize("compute", ["rows", "shared"])
-def test_the_first_row_tells_training_documents_apart_and_leaves_all_else(with_token, compute):
+def test_the_first_row_tells_training_documents_apart_and_leaves_all_else(with_token, compute, monkeypatch):
+    monkeypatch.setattr(refusal_row, "RIDGE", 0.01)  # random weights know little of documents
     loaded = load(str(with_token), dtype="float32")
     token = refusal_token_id(loaded.tokenizer, NO)
     groups, _ = training_groups(loaded, training_examples(), SECTION)
@@ -82,7 +88,7 @@ def test_the_first_row_tells_training_documents_apart_and_leaves_all_else(with_t
             fit_refusal_row(loaded, model, groups, SECTION, "shared")
     else:
         fit_refusal_row(loaded, model, groups, SECTION, "rows")
-    assert loss() < min(0.5 * before, math.log(2))
+    assert loss() < 0.7 * before
     with torch.no_grad():
         tuned = model(input_ids=torch.tensor([[5, 6, 7]])).logits[0, -1]
     others = torch.arange(len(tuned)) != token

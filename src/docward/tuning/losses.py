@@ -95,7 +95,9 @@ def example_nll(model: Any, batch: Mapping[str, Any], *, decision_weight: float 
 
 
 def decision_nll(logits: torch.Tensor, token: int, refuse: torch.Tensor) -> torch.Tensor:
-    """-log p(token) where one should refuse, -log(1 - p(token)) elsewhere: logistic regression on the token's log-odds, in nats.
+    """Logistic loss, in nats, on the token's margin over the highest other logit: what greedy decoding goes by, and the dial.
+
+    The token's probability would not do: where many answers can begin in many ways it wins with a small one, where all begin alike it needs half.
 
     Args:
         logits: (examples, vocabulary) where each answer begins.
@@ -107,8 +109,8 @@ def decision_nll(logits: torch.Tensor, token: int, refuse: torch.Tensor) -> torc
     """
     import torch
 
-    odds = logits[:, token] - logits.index_fill(1, torch.tensor([token], device=logits.device), -torch.inf).logsumexp(-1)
-    return torch.nn.functional.softplus(torch.where(refuse, -odds, odds))
+    margin = logits[:, token] - logits.index_fill(1, torch.tensor([token], device=logits.device), -torch.inf).amax(-1)
+    return torch.nn.functional.softplus(torch.where(refuse, -margin, margin))
 
 
 def _exact(logits: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The refusal token's row before tuning: logistic regression on the untuned model's own states, where answers begin.
 
-In: a model with a fresh adapter and the training rows. Out: the row of the output layer at which the token's log-odds tell malicious from benign training
-documents best; tuning goes on from there, in place of finding it by small steps. A token as refusal score: Refusal Tokens, arXiv 2412.06748.
+In: a model with a fresh adapter and the training rows. Out: the row of the output layer at which the token's margin over all others tells malicious from benign
+training documents best; tuning goes on from there, in place of finding it by small steps. A token as refusal score: Refusal Tokens, arXiv 2412.06748.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _fitted(loaded: Loaded, model: Any, groups: Sequence[Group], section: Tuning
         inside, logits = _where_answers_begin(model, batch)
         logits[:, token] = -torch.inf
         states.append(inside.float())
-        others.append(logits.float().logsumexp(-1))
+        others.append(logits.float().amax(-1))
         refuse += [term == DEFENSE for term in batch["terms"]]
     start = row.detach().reshape(-1, row.shape[-1])[0].float()
     return logistic_row(torch.cat(states), torch.cat(others), torch.tensor(refuse, device=start.device), start).tolist()
@@ -82,11 +82,11 @@ def _where_answers_begin(model: Any, batch: dict[str, Any]) -> tuple[torch.Tenso
 
 
 def logistic_row(states: torch.Tensor, others: torch.Tensor, refuse: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-    """The row w whose log-odds, states @ w - others, fit `refuse` best; both sides weigh the same.
+    """The row w whose margins, states @ w - others, fit `refuse` best as log-odds; both sides weigh the same.
 
     Args:
         states: (examples, size).
-        others: (examples,), the log-sum-exp of all other tokens' logits.
+        others: (examples,), the highest of all other tokens' logits.
         refuse: boolean (examples,).
         start: (size,), where the search begins and what the penalty draws towards.
 
