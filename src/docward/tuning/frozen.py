@@ -114,7 +114,7 @@ def states_at(loaded: Loaded, groups: Sequence[Group], first: int, compute: Comp
         batch = pass_of(groups, compute="shared", pad=0)
         given = {name: batch[name].to(device) for name in ("input_ids", "position_ids")} | {"layout": batch["layout"]}
         whole = _entering(_decoder(loaded), first, **given)[0]
-        return [(states.clone(),) for states in whole.split([group.shared_tokens for group in groups])]
+        return [(states.clone(),) for states in torch.split(whole, [group.shared_tokens for group in groups])]
     return [tuple(_entering(_decoder(loaded), first, input_ids=torch.tensor([row.rendered.ids], device=device))[0] for row in group.rows) for group in groups]
 
 
