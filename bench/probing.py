@@ -5,7 +5,7 @@
 Fitted on the training documents among the first `--limit` of the plain corpus, each under one task, on the model's states: their mean over the document, and
 the one where the answer begins. Once with every document alike, once weighed so that surface tells nothing (`tuning.balance_surface`). Read on held-out
 documents of the plain and the starter corpus and on `--documents`, under unseen wordings: AUC of malicious against sensitive / against ordinary.
-Nothing is tuned. About ten minutes on 2 cores.
+Nothing is tuned.
 """
 
 from __future__ import annotations

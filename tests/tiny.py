@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,12 +41,13 @@ def byte_tokenizer(template: str | None = CHATML, *, words: Iterable[str] = (), 
     return tokenizer
 
 
-def save_tiny_model(folder: Path, *, context: int = 2048) -> Path:
-    """A Llama of two layers with a byte tokenizer."""
+def save_tiny_model(folder: Path, *, context: int = 2048, spare: Sequence[str] = ()) -> Path:
+    """A Llama of two layers with a byte tokenizer, and special tokens to spare."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": list(spare)}, replace_extra_special_tokens=False)
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
@@ -107,18 +108,3 @@ def adapted(name: str, run: Path) -> Loaded:
     models = {name: {"pooled": pooled, "documents": {"malicious": 10}} for name in ("untuned", "defended")}
     (run / "metrics.json").write_text(json.dumps({"models": models}))
     return load(str(run / "adapter"), dtype="float32")
-
-
-def save_model_with_token(folder: Path) -> Path:
-    """A tiny model that has a special token to spare, `NO`."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = byte_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": [NO]}, replace_extra_special_tokens=False)
-    torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=2048, **shape, **ends)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny import save_model_with_token
+from tiny import NO, save_tiny_model
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,4 +34,5 @@ def nothing_for_later() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def with_token(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model_with_token(tmp_path_factory.mktemp("with-token"))
+    """A tiny model that has a special token to spare."""
+    return save_tiny_model(tmp_path_factory.mktemp("with-token"), spare=[NO])
