@@ -205,15 +205,15 @@ def _to_tune(run: Run) -> Loaded:
 
 def _calibrate(run: Run) -> None:
     """Set the refusal token's dial on the validation documents, where the recipe has such a token and it is not set yet."""
-    from docward.tuning.adapters import refusal_token_id
     from docward.tuning.calibrating import PLACE, calibrate
+    from docward.tuning.refusal_token import refusal_token_id
     from docward.tuning.tuning import tuned_folder
 
     section, folder = run.recipe.tuning, tuned_folder(run.folder)
     if section.refusal_token is None or (folder / PLACE).is_file() or not (documents := _validation(run)):
         return
     loaded = load(str(folder))
-    token = refusal_token_id(loaded.tokenizer, section.refusal_token)
+    token = refusal_token_id(loaded, section.refusal_token)
     if token is None:
         return
     settings = Settings(tuple(get_tasks(run.recipe.dataset.tasks, run.recipe.task_table())), max_length=section.max_length)

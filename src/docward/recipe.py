@@ -173,7 +173,7 @@ class TuningSection(Section):
         0.0, description="share of an answer's loss on its first token, where the choice is made; 0: the paper's loss"
     )
     refusal_token: str | None = Field(
-        None, description="a special token of the model's that all refusals begin with (auto: one to spare): its margin is the score, its bias the dial"
+        None, description="the words of one token that is the whole refusal (auto: the project's own): its margin is the score, its bias the dial"
     )
     max_over_refusal: Share = Field(0.05, description="with refusal_token: the dial is set so that at most this share of benign validation prompts is refused")
     balance_surface: bool = Field(

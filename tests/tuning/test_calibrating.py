@@ -7,7 +7,6 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from docward.cli.showing import console, show_dial
-from docward.errors import ModelError
 from docward.evaluation.evaluating import Settings, planned_replies
 from docward.evaluation.generating import Prompt, first_logits, generate
 from docward.loop import build, open_run, tune
@@ -17,56 +16,21 @@ from docward.records import read_rows, write_rows
 from docward.rendering import render
 from docward.serving.exporting import export
 from docward.tasks import get_tasks
-from docward.tuning.adapters import prepare, refusal_starts, refusal_token_id, token_rows
+from docward.tuning.adapters import prepare, refusal_starts, token_rows
 from docward.tuning.calibrating import PLACE, bias_for, calibrate, margins
-from docward.tuning.tuning import training_groups
+from docward.tuning.refusal_token import WORDS, refusal_token_id
 from docward.types import Label, Split
-from tiny import NO, some_documents, training_examples
+from tiny import some_documents
 
 TASKS = ("summarize", "case")
 
 
-def test_every_refusal_is_learned_behind_the_token_and_no_other_answer(with_token):
-    loaded = load(str(with_token), dtype="float32")
-    token = refusal_token_id(loaded.tokenizer, NO)
-    groups, _ = training_groups(loaded, training_examples(), TuningSection(refusal_token=NO))
-    plain, _ = training_groups(loaded, training_examples(), TuningSection())
-    refusals = 0
-    for group, without in zip(groups, plain, strict=True):
-        for row, same in zip(group.rows, without.rows, strict=True):
-            ids, start = row.rendered.ids, row.rendered.answer_start
-            began = ids[start] == token
-            assert began == (row.term == "defense")
-            assert [*ids[:start], *ids[start + began :]] == same.rendered.ids
-            refusals += began
-    assert refusals == 12
-
-
-@pytest.mark.parametrize("token", ["<|missing|>", "<|im_end|>", "a"])
-def test_a_token_that_is_none_of_the_special_ones_is_refused_with_those_that_are(with_token, token):
-    with pytest.raises(ModelError, match=r"tuning.refusal_token is .* Choose auto, or one of: <\|no\|>"):
-        refusal_token_id(load(str(with_token), dtype="float32").tokenizer, token)
-
-
-def test_a_model_without_a_token_to_spare_says_so_or_goes_without(tiny_folder):
-    tokenizer = load(str(tiny_folder), dtype="float32").tokenizer
-    with pytest.raises(ModelError, match="leave refusal_token out"):
-        refusal_token_id(tokenizer, NO)
-    assert refusal_token_id(tokenizer, "auto") is None
-
-
-def test_auto_takes_a_token_that_nothing_else_uses(with_token, real):
-    tokenizer = load(str(with_token), dtype="float32").tokenizer
-    assert tokenizer.convert_ids_to_tokens(refusal_token_id(tokenizer, "auto")) == NO
-    assert real.tokenizer.convert_ids_to_tokens(refusal_token_id(real.tokenizer, "auto")) == "<empty_output>"
-
-
 def test_the_token_is_learned_and_begins_like_a_refusal(with_token):
     loaded = load(str(with_token), dtype="float32")
-    token = refusal_token_id(loaded.tokenizer, NO)
+    token = refusal_token_id(loaded, "auto")
     ends = loaded.model.get_input_embeddings(), loaded.model.get_output_embeddings()
     before = [end.weight.detach().clone() for end in ends]
-    rows = token_rows(prepare(loaded, TuningSection(refusal_token=NO)))
+    rows = token_rows(prepare(loaded, TuningSection(refusal_token="auto")))
     assert len(rows) == 2  # its embeddings are not those of its output layer
     for row, was in zip(rows, before, strict=True):
         assert row.requires_grad
@@ -79,7 +43,7 @@ def test_where_embeddings_and_output_layer_are_one_the_token_has_one_row_that_le
     loaded.model.set_output_embeddings(torch.nn.Linear(32, loaded.model.config.vocab_size, bias=False))
     loaded.model.lm_head.weight = loaded.model.get_input_embeddings().weight
     loaded.model.config.tie_word_embeddings = True
-    [row] = token_rows(prepare(loaded, TuningSection(refusal_token=NO)))
+    [row] = token_rows(prepare(loaded, TuningSection(refusal_token="auto")))
     assert row.dtype == torch.float32
     assert row.requires_grad
 
@@ -94,7 +58,7 @@ def test_the_highest_bias_is_taken_that_refuses_no_more_than_the_share():
 
 def test_margins_are_those_of_one_plain_prompt_at_a_time(with_token):
     loaded = load(str(with_token), dtype="float32")
-    token = refusal_token_id(loaded.tokenizer, NO)
+    token = refusal_token_id(loaded, "auto")
     documents, settings = some_documents(2), Settings(tuple(get_tasks(TASKS)))
     found = margins(loaded, documents, settings, token)
     for (label, margin), reply in zip(found, planned_replies(documents, settings), strict=True):
@@ -108,7 +72,7 @@ def test_margins_are_those_of_one_plain_prompt_at_a_time(with_token):
 @pytest.mark.parametrize("share", [True, False])
 def test_the_dial_says_exactly_which_prompts_are_refused(with_token, tmp_path, share):
     loaded = load(str(with_token), dtype="float32")
-    token = refusal_token_id(loaded.tokenizer, NO)
+    token = refusal_token_id(loaded, "auto")
     documents, settings = some_documents(5), Settings(tuple(get_tasks(TASKS)))
     before = margins(loaded, documents, settings, token)
     report = calibrate(loaded, documents, settings, token=token, max_over_refusal=0.2, folder=tmp_path)
@@ -119,9 +83,8 @@ def test_the_dial_says_exactly_which_prompts_are_refused(with_token, tmp_path, s
         assert report[label.value]["refused"] <= 0.2 + 1e-9
     planned = planned_replies(documents, settings)
     prompts = [Prompt(one.key, one.document, one.instruction) for one in planned]
-    loaded.tokenizer.decode = lambda ids, **_: "refused" if ids and ids[0] == token else "answered"  # a special token is not seen in a reply's text
     replies = {one.key: one.text for batch in generate(loaded, prompts, max_new_tokens=2, share=share) for one in batch}
-    assert [replies[one.key] == "refused" for one in planned] == wanted
+    assert [replies[one.key].startswith(WORDS) for one in planned] == wanted
 
 
 class GenerationConfigHolder:
@@ -174,9 +137,9 @@ def test_a_run_sets_its_dial_even_after_a_kill_between_tuning_and_it_and_an_expo
 
 def test_the_dial_stands_on_the_terminal(capsys):
     counts = {"prompts": 40, "refused_before": 0.5, "refused": 0.05}
-    show_dial(console(), {"token": NO, "id": 7, "bias": -1.25, "max_over_refusal": 0.05, "malicious": counts | {"refused": 0.9}, "sensitive": counts})
+    show_dial(console(), {"token": "No.", "id": 7, "bias": -1.25, "max_over_refusal": 0.05, "malicious": counts | {"refused": 0.9}, "sensitive": counts})
     said = " ".join(capsys.readouterr().out.split())
-    assert said.startswith("Dial: -1.25 on the logit of <|no|>, set for at most 5% of benign validation prompts.")
+    assert said.startswith("Dial: -1.25 on the logit of No., set for at most 5% of benign validation prompts.")
     assert said.endswith("Refused there: malicious 90% of 40 prompts, sensitive 5% of 40 prompts.")
     show_dial(console(), None)
     assert not capsys.readouterr().out

@@ -12,15 +12,16 @@ from docward.models import load
 from docward.recipe import TuningSection
 from docward.rendering import Rendered
 from docward.tuning import refusal_row
-from docward.tuning.adapters import prepare, refusal_token_id
+from docward.tuning.adapters import prepare
 from docward.tuning.losses import decision_nll, example_nll
 from docward.tuning.packing import Row, group_of, pass_of
 from docward.tuning.refusal_row import RIDGE, fit_refusal_row, logistic_row
+from docward.tuning.refusal_token import refusal_token_id
 from docward.tuning.sharing import shared_layout
 from docward.tuning.tuning import training_groups
-from tiny import NO, training_examples
+from tiny import training_examples
 
-SECTION = TuningSection(refusal_token=NO, decision_weight=1.0)
+SECTION = TuningSection(refusal_token="auto", decision_weight=1.0)
 
 
 def test_the_decision_is_logistic_regression_on_the_margin_of_greedy_decoding():
@@ -71,7 +72,7 @@ def test_the_fit_is_that_of_scikit_learn():
 def test_the_first_row_tells_training_documents_apart_and_leaves_all_else(with_token, compute, monkeypatch):
     monkeypatch.setattr(refusal_row, "RIDGE", 0.01)  # random weights know little of documents
     loaded = load(str(with_token), dtype="float32")
-    token = refusal_token_id(loaded.tokenizer, NO)
+    token = refusal_token_id(loaded, "auto")
     groups, _ = training_groups(loaded, training_examples(), SECTION)
     with torch.no_grad():
         untuned = loaded.model(input_ids=torch.tensor([[5, 6, 7]])).logits[0, -1].clone()

@@ -16,6 +16,7 @@ from docward.errors import ModelError
 from docward.models import Loaded
 from docward.recipe import TuningSection
 from docward.records import whole_folder
+from docward.tuning.refusal_token import refusal_token_id
 
 
 def prepare(loaded: Loaded, section: TuningSection) -> Any:
@@ -43,7 +44,7 @@ def with_lora(loaded: Loaded, section: TuningSection) -> Any:
     layers = list(range(section.lora_first_layer, count))
     if not layers:
         raise ModelError(f"tuning.lora_first_layer = {section.lora_first_layer}, but {loaded.name} has {count} layers. Set it lower.")
-    token = refusal_token_id(loaded.tokenizer, section.refusal_token)
+    token = refusal_token_id(loaded, section.refusal_token)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=section.lora_r,
@@ -85,27 +86,6 @@ def _begin_like_refusals(model: Any, tokenizer: Any) -> None:
             row.data = (
                 end.weight[starts].float().mean(0).expand_as(row).clone()
             )  # in float32, as the adapter's other weights: bfloat16 would swallow small steps
-
-
-def refusal_token_id(tokenizer: Any, wanted: str | None) -> int | None:
-    """The id of the token that refusals begin with: a special token by name, or (`auto`) the last one to spare; None where none is wanted or to spare.
-
-    Raises:
-        ModelError: the one named is none of the model's special tokens, so that users would see it, or it has a part in the chat template.
-    """
-    if wanted is None:
-        return None
-    taken = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token}
-    special = {str(one.content): int(place) for place, one in sorted(tokenizer.added_tokens_decoder.items()) if one.special}
-    free = [name for name in special if name not in taken and name not in (tokenizer.chat_template or "")]
-    if wanted == "auto":
-        return special[free[-1]] if free else None
-    if wanted not in free:
-        raise ModelError(
-            f"tuning.refusal_token is {wanted!r}, and this model has no such special token to spare. "
-            + (f"Choose auto, or one of: {', '.join(free[-12:])}." if free else "It has none at all: leave refusal_token out.")
-        )
-    return special[wanted]
 
 
 def refusal_starts(tokenizer: Any, language: str = "") -> list[int]:

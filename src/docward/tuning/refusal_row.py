@@ -15,9 +15,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from docward import processes
 from docward.models import Loaded
 from docward.recipe import TuningSection
-from docward.tuning.adapters import refusal_token_id, token_rows
+from docward.tuning.adapters import token_rows
 from docward.tuning.losses import DEFENSE, forward_inputs
 from docward.tuning.packing import Compute, Group, fit_passes, pass_of
+from docward.tuning.refusal_token import refusal_token_id
 
 MOST_ROWS = 600  # enough for a few hundred weights, and half a minute
 RIDGE = 1000.0  # of the penalty, on states of unit variance (1 / C in scikit-learn): the row stays near where it began, for a tied model reads it too
@@ -41,7 +42,7 @@ def fit_refusal_row(
         compute: the layout.
         progress: told how many passes are done.
     """
-    token = refusal_token_id(loaded.tokenizer, section.refusal_token)
+    token = refusal_token_id(loaded, section.refusal_token)
     rows = token_rows(model)
     if token is None or not rows:
         return

@@ -66,10 +66,10 @@ def render_examples(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Examp
     ]
 
 
-def begun_with(token: int, rendered: Sequence[Rendered], examples: Sequence[Example]) -> list[Rendered]:
-    """Put a token before the answers that refuse."""
+def in_one_token(token: int, rendered: Sequence[Rendered], examples: Sequence[Example]) -> list[Rendered]:
+    """Let the answers that refuse be one token and the end of the turn."""
     return [
-        replace(row, ids=[*row.ids[: row.answer_start], token, *row.ids[row.answer_start :]]) if example.want == Want.REFUSE else row
+        replace(row, ids=[*row.ids[: row.answer_start], token, row.ids[-1]]) if example.want == Want.REFUSE else row
         for row, example in zip(rendered, examples, strict=True)
     ]
 
@@ -167,7 +167,7 @@ def training_groups(
         RecipeError: there are no malicious examples or no benign ones, or a row is longer than `max_batch_tokens`.
         ModelError: the tokenizer has no token to end an answer with.
     """
-    from docward.tuning.adapters import refusal_token_id
+    from docward.tuning.refusal_token import refusal_token_id
     from docward.tuning.losses import coefficients, term_of
     from docward.tuning.packing import Row, group_of, too_long
 
@@ -182,10 +182,10 @@ def training_groups(
         examples = [one for one, weight in zip(examples, weights, strict=True) if weight]
         weights = [weight for weight in weights if weight]
     limit = min(section.max_length, loaded.context)
-    token = refusal_token_id(loaded.tokenizer, section.refusal_token)
-    rendered = render_examples(loaded.tokenizer, examples, limit if token is None else limit - 1)
+    token = refusal_token_id(loaded, section.refusal_token)
+    rendered = render_examples(loaded.tokenizer, examples, limit)
     if token is not None:
-        rendered = begun_with(token, rendered, examples)
+        rendered = in_one_token(token, rendered, examples)
     alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for place, one in enumerate(examples):
         alike[one.document_id, one.document, one.position, one.system].append(place)
@@ -323,11 +323,11 @@ def run_identity(loaded: Loaded, groups: Sequence[Group], section: TuningSection
 
 
 def _objective(loaded: Loaded, model: Any, groups: Sequence[Group], section: TuningSection, per_step: int) -> Any:
-    from docward.tuning.adapters import refusal_token_id
+    from docward.tuning.refusal_token import refusal_token_id
     from docward.tuning.losses import BENIGN
     from docward.tuning.trainer import Objective
 
-    objective = Objective(per_step, section.decision_weight, 0.0, section.loss_on, refusal_token=refusal_token_id(loaded.tokenizer, section.refusal_token))
+    objective = Objective(per_step, section.decision_weight, 0.0, section.loss_on, refusal_token=refusal_token_id(loaded, section.refusal_token))
     rows = [row for group in groups for row in group.rows]
     tokens = sum(len(row.rendered.ids) - row.rendered.answer_start for row in rows if row.term == BENIGN)
     if not section.anchor_weight or not tokens:
