@@ -15,7 +15,7 @@ from docward.tuning import refusal_row
 from docward.tuning.adapters import prepare
 from docward.tuning.losses import decision_nll, example_nll
 from docward.tuning.packing import Row, group_of, pass_of
-from docward.tuning.refusal_row import RIDGE, fit_refusal_row, logistic_row
+from docward.tuning.refusal_row import RIDGE, begin_from_a_fit, logistic_row
 from docward.tuning.refusal_token import refusal_token_id
 from docward.tuning.sharing import shared_layout
 from docward.tuning.tuning import training_groups
@@ -63,14 +63,32 @@ def test_the_fit_is_that_of_scikit_learn():
     refuse = (states[:, 0] + 0.5 * torch.randn(300, generator=draw)) > 0.8
     states = torch.cat([states, torch.ones(300, 1)], 1) * torch.tensor([1.0, 1, 1, 1, 1, 1, 1])
     states[:, 6] += 1e-3 * torch.randn(300, generator=draw)
-    found = logistic_row(states, torch.zeros(300), refuse, torch.zeros(7))
+    found = logistic_row(states, torch.zeros(300), refuse, torch.zeros(7), torch.eye(7), torch.ones(300))
     peer = LogisticRegression(C=1 / RIDGE, fit_intercept=False, class_weight="balanced", tol=1e-8, max_iter=1000).fit(states / states.std(0), refuse)
     assert torch.allclose(found * states.std(0), torch.tensor(peer.coef_[0], dtype=torch.float32), atol=2e-3)
+
+
+def test_the_fit_heeds_weights_and_keeps_to_the_directions_it_is_given():
+    draw = torch.Generator().manual_seed(2)
+    states, weights = torch.randn(200, 3, generator=draw), torch.rand(200, generator=draw) + 0.1
+    refuse = (states[:, 0] + torch.randn(200, generator=draw)) > 0.5
+    along = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])
+    found = logistic_row(states, torch.zeros(200), refuse, torch.tensor([0.0, 0.0, 2.0]), along, weights)
+    assert found[2] - 2 == pytest.approx(found[1].item(), abs=1e-6)
+    doubled = torch.cat([states, states[:50]])
+    twice = [torch.cat([weights, weights[:50]]), torch.cat([weights[:50] * 2, weights[50:]])]
+    both = (
+        logistic_row(doubled, torch.zeros(250), torch.cat([refuse, refuse[:50]]), torch.zeros(3), torch.eye(3)[:2], twice[0]),
+        logistic_row(states, torch.zeros(200), refuse, torch.zeros(3), torch.eye(3)[:2], twice[1]),
+    )
+    assert torch.allclose(*both, atol=0.02)
+    assert not torch.allclose(both[1], logistic_row(states, torch.zeros(200), refuse, torch.zeros(3), torch.eye(3)[:2], torch.ones(200)), atol=0.02)
 
 
 @pytest.mark.parametrize("compute", ["rows", "shared"])
 def test_the_first_row_tells_training_documents_apart_and_leaves_all_else(with_token, compute, monkeypatch):
     monkeypatch.setattr(refusal_row, "RIDGE", 0.01)  # random weights know little of documents
+    monkeypatch.setattr(refusal_row, "reading_place", lambda *_: None)
     loaded = load(str(with_token), dtype="float32")
     token = refusal_token_id(loaded, "auto")
     groups, _ = training_groups(loaded, training_examples(), SECTION)
@@ -86,9 +104,9 @@ def test_the_first_row_tells_training_documents_apart_and_leaves_all_else(with_t
     before = loss()
     if compute == "shared":
         with shared_layout(model):
-            fit_refusal_row(loaded, model, groups, SECTION, "shared")
+            begin_from_a_fit(loaded, model, groups, SECTION, "shared")
     else:
-        fit_refusal_row(loaded, model, groups, SECTION, "rows")
+        begin_from_a_fit(loaded, model, groups, SECTION, "rows")
     assert loss() < 0.7 * before
     with torch.no_grad():
         tuned = model(input_ids=torch.tensor([[5, 6, 7]])).logits[0, -1]

@@ -16,6 +16,7 @@ from docward.errors import ModelError
 from docward.models import Loaded
 from docward.recipe import TuningSection
 from docward.records import whole_folder
+from docward.tuning.reading_head import reading_place
 from docward.tuning.refusal_token import refusal_token_id
 
 
@@ -45,6 +46,8 @@ def with_lora(loaded: Loaded, section: TuningSection) -> Any:
     if not layers:
         raise ModelError(f"tuning.lora_first_layer = {section.lora_first_layer}, but {loaded.name} has {count} layers. Set it lower.")
     token = refusal_token_id(loaded, section.refusal_token)
+    place = reading_place(loaded.model, section) if token is not None else None
+    ranks = place.ranks(section.lora_r) if place else {}
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=section.lora_r,
@@ -55,6 +58,8 @@ def with_lora(loaded: Loaded, section: TuningSection) -> Any:
         target_modules=_targets(loaded.model, section.lora_target_modules),
         layers_to_transform=layers if section.lora_first_layer else None,
         trainable_token_indices=None if token is None else _rows_of(loaded.model, token),
+        rank_pattern=ranks,
+        alpha_pattern={name: section.lora_alpha * rank / section.lora_r for name, rank in ranks.items()},
     )
     model = get_peft_model(loaded.model, config)
     if token is not None:

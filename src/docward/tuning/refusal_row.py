@@ -1,7 +1,9 @@
-"""The refusal token's row before tuning: logistic regression on the untuned model's own states, where answers begin.
+"""What a fit gives before the first step: the refusal token's row, and the head that reads for it.
 
-In: a model with a fresh adapter and the training rows. Out: the row of the output layer at which the token's margin over all others tells malicious from benign
-training documents best; tuning goes on from there, in place of finding it by small steps. A token as refusal score: Refusal Tokens, arXiv 2412.06748.
+In: a model with a fresh adapter and the training rows. Out: a model whose refusal token has a margin over all others that tells malicious from benign training
+documents; tuning goes on from there, in place of finding it by small steps. Where the model's attention allows for it, a head brings what the whole text says
+(`reading_head.py`) and the row listens to that alone; else the row is a logistic regression on the states where answers begin.
+A token as refusal score: Refusal Tokens, arXiv 2412.06748.
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ from docward.recipe import TuningSection
 from docward.tuning.adapters import token_rows
 from docward.tuning.losses import DEFENSE, forward_inputs
 from docward.tuning.packing import Compute, Group, fit_passes, pass_of
+from docward.tuning.reading_head import give_reading_head, heard_by, reading_place
 from docward.tuning.refusal_token import refusal_token_id
 
 MOST_ROWS = 600  # enough for a few hundred weights, and half a minute
-RIDGE = 1000.0  # of the penalty, on states of unit variance (1 / C in scikit-learn): the row stays near where it began, for a tied model reads it too
+RIDGE = 100.0  # of the penalty, on states of unit variance (1 / C in scikit-learn)
 
 
-def fit_refusal_row(
+def begin_from_a_fit(
     loaded: Loaded,
     model: Any,
     groups: Sequence[Group],
@@ -32,12 +35,12 @@ def fit_refusal_row(
     compute: Compute,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> None:
-    """Start the refusal token's row from a fit; nothing happens where the model has no token to spare.
+    """Give the model a head that reads, where it can have one, and the refusal token's row; nothing happens where the model has no token to spare.
 
     Args:
         loaded: the model's tokenizer.
         model: with a fresh adapter, in the layout that `compute` wants.
-        groups: training rows; at most about MOST_ROWS of them are read.
+        groups: training rows; for the row, at most about MOST_ROWS of them are read.
         section: the recipe's.
         compute: the layout.
         progress: told how many passes are done.
@@ -46,25 +49,36 @@ def fit_refusal_row(
     rows = token_rows(model)
     if token is None or not rows:
         return
-    found = processes.on_main(lambda: _fitted(loaded, model, groups, section, compute, token, rows[-1], progress))
+    place = reading_place(loaded.model, section)
+    if place is not None:
+        give_reading_head(model, place, groups, section, compute, progress)
+    found = processes.on_main(lambda: _fitted(model, groups, section, compute, token, rows[-1], heard_by(model) if place else None, progress))
     with torch.no_grad():
         rows[-1].copy_(torch.tensor(found, dtype=rows[-1].dtype, device=rows[-1].device).expand_as(rows[-1]))
 
 
-def _fitted(loaded: Loaded, model: Any, groups: Sequence[Group], section: TuningSection, compute: Compute, token: int, row: torch.Tensor, progress: Any) -> Any:
+def _fitted(
+    model: Any, groups: Sequence[Group], section: TuningSection, compute: Compute, token: int, row: torch.Tensor, heard: torch.Tensor | None, progress: Any
+) -> Any:
     every = max(1, round(sum(len(group.rows) for group in groups) / MOST_ROWS))
     passes = fit_passes(groups[::every], section.max_batch_tokens, compute)
-    states, others, refuse = [], [], []
+    states, others, refuse, weights = [], [], [], []
     for done, one in enumerate(passes):
-        progress("the refusal token's first row", done, len(passes))
+        progress("the refusal token's first row: passes", done, len(passes))
         batch = {name: value.to(model.device) if isinstance(value, torch.Tensor) else value for name, value in pass_of(one, compute=compute, pad=0).items()}
         inside, logits = _where_answers_begin(model, batch)
         logits[:, token] = -torch.inf
         states.append(inside.float())
         others.append(logits.float().amax(-1))
         refuse += [term == DEFENSE for term in batch["terms"]]
+        weights.append(batch["factors"])
     start = row.detach().reshape(-1, row.shape[-1])[0].float()
-    return logistic_row(torch.cat(states), torch.cat(others), torch.tensor(refuse, device=start.device), start).tolist()
+    every_state = torch.cat(states)
+    along = torch.eye(len(start), device=start.device)
+    if heard is not None:
+        mean = every_state.mean(0)
+        along = torch.stack([heard, mean / mean.square().sum()])
+    return logistic_row(every_state, torch.cat(others), torch.tensor(refuse, device=start.device), start, along, torch.cat(weights)).tolist()
 
 
 @torch.no_grad()
@@ -82,31 +96,37 @@ def _where_answers_begin(model: Any, batch: dict[str, Any]) -> tuple[torch.Tenso
     return entered[0].reshape(-1, entered[0].shape[-1])[back], logits.reshape(-1, logits.shape[-1])[back]
 
 
-def logistic_row(states: torch.Tensor, others: torch.Tensor, refuse: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-    """The row w whose margins, states @ w - others, fit `refuse` best as log-odds; both sides weigh the same.
+def logistic_row(
+    states: torch.Tensor, others: torch.Tensor, refuse: torch.Tensor, start: torch.Tensor, along: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """The row w = start + moves @ along whose margins, states @ w - others, fit `refuse` best as log-odds; both sides weigh the same.
 
     Args:
         states: (examples, size).
         others: (examples,), the highest of all other tokens' logits.
         refuse: boolean (examples,).
         start: (size,), where the search begins and what the penalty draws towards.
+        along: (directions, size), in which the row may move.
+        weights: (examples,), relative within a side.
 
     Returns:
         (size,), float32.
     """
     wanted = refuse.float()
-    weights = torch.where(refuse, 0.5 / wanted.mean().clamp(min=1e-6), 0.5 / (1 - wanted).mean().clamp(min=1e-6))
-    scale = states.std(0).clamp(min=1e-6)
-    scaled, fixed = states / scale, states @ start - others
-    moved = torch.zeros_like(start, requires_grad=True)
-    search = torch.optim.LBFGS([moved], max_iter=200, line_search_fn="strong_wolfe")
+    shares = torch.where(refuse, 0.5 / (weights * wanted).mean().clamp(min=1e-6), 0.5 / (weights * (1 - wanted)).mean().clamp(min=1e-6)) * weights
+    seen = states @ along.T
+    scale = seen.std(0).clamp(min=1e-6)
+    scaled, fixed = seen / scale, states @ start - others
+    moves = torch.zeros(len(along), device=start.device, requires_grad=True)
+    search = torch.optim.LBFGS([moves], max_iter=200, line_search_fn="strong_wolfe")
+    ridge = RIDGE if len(along) == len(start) else 1.0  # a few directions need none
 
     def loss() -> torch.Tensor:
         search.zero_grad()
-        value = binary_cross_entropy_with_logits(fixed + scaled @ moved, wanted, weight=weights) + RIDGE * moved.square().sum() / (2 * len(states))
+        value = binary_cross_entropy_with_logits(fixed + scaled @ moves, wanted, weight=shares) + ridge * moves.square().sum() / (2 * len(states))
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     with torch.enable_grad():
         search.step(loss)  # type: ignore[no-untyped-call]
-    return start + moved.detach() / scale
+    return start + (moves.detach() / scale) @ along

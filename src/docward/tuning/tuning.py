@@ -116,7 +116,7 @@ def tune(
     from docward.tuning.checkpoints import clear
     from docward.tuning.frozen import frozen_below
     from docward.tuning.fused import fused
-    from docward.tuning.refusal_row import fit_refusal_row
+    from docward.tuning.refusal_row import begin_from_a_fit
     from docward.tuning.sharing import shared_layout
 
     data, rendered = training_groups(loaded, examples, section, groups=groups, task_weights=task_weights, document_weights=document_weights)
@@ -138,7 +138,7 @@ def tune(
         first = 0 if processes.spread() else section.lora_first_layer  # no process has all the weights on its accelerator
         frozen = stack.enter_context(frozen_below(loaded, data, first, compute, progress))
         if section.refusal_token is not None and not processes.spread():
-            fit_refusal_row(loaded, model, data, section, compute, progress)
+            begin_from_a_fit(loaded, model, data, section, compute, progress)
 
         @contextmanager
         def whole() -> Iterator[None]:

@@ -1,0 +1,183 @@
+"""A head that reads: one attention head of a late layer gets a new job, to bring what the whole text says of intent to where the answer begins.
+
+In: a model with a fresh adapter and the training rows. Out: adapter weights, found without a gradient step, under which that head attends to all it may see
+alike, reads off a direction that tells malicious from benign documents in their mean state (a logistic regression), and writes it where the output layer
+hardly looks, but for the refusal token's row. The mean over a document tells intent far better than the last state (`bench/probing.py`); no other part of the
+model changes. The head is the one of its layer whose own work is the smallest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from docward.recipe import TuningSection
+from docward.tuning.losses import DEFENSE, forward_inputs
+from docward.tuning.packing import Compute, Group, fit_passes, pass_of
+
+C = 0.001  # inverse penalty of the logistic regression, on states of unit variance
+LOUD = 0.1  # spread of what is written, as a share of the state's length
+PARTS = ("q_proj", "v_proj", "o_proj")
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which layer has the head, and the size of a head."""
+
+    layer: int
+    size: int
+
+    def ranks(self, rank: int) -> dict[str, int]:
+        """LoRA ranks of the layer's projections, as PEFT takes them: those of the recipe, and what the head takes."""
+        taken = {"q_proj": self.size, "v_proj": 1, "o_proj": self.size}
+        return {rf"layers\.{self.layer}\.self_attn\.{part}": rank + more for part, more in taken.items()}
+
+
+def reading_place(model: Any, section: TuningSection) -> Place | None:
+    """Where a head can be given the job: in the last layer but one, or the last before it that sees whole texts; None where the model's attention is not of the
+    kind known here (separate projections without a bias on queries, no norm on them).
+    """
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * int(config.num_hidden_layers)
+    layers = getattr(model.get_decoder(), "layers", None)
+    if section.use_dora or section.lora_dropout or not isinstance(layers, torch.nn.ModuleList):
+        return None
+    for number in range(len(layers) - 2, section.lora_first_layer - 1, -1):
+        attention = getattr(layers[number], "self_attn", None)
+        parts = [getattr(attention, part, None) for part in PARTS]
+        linear: list[Any] = [getattr(part, "base_layer", part) for part in parts]  # adapted or not
+        if kinds[number] == "full_attention" and all(type(one) is torch.nn.Linear for one in linear):
+            known = linear[0].bias is None and not hasattr(attention, "q_norm")
+            wanted = section.lora_target_modules
+            return Place(number, int(attention.head_dim)) if known and (wanted == "all-linear" or set(PARTS) <= set(wanted)) else None
+    return None
+
+
+@dataclass(slots=True)
+class Read:
+    """What training rows show at the layer: each row's mean state up to its answer (rows, size), whether it is to be refused, its weight; the mean length of
+    each head's output (heads,); the mean length of a state.
+    """
+
+    means: torch.Tensor
+    refuse: torch.Tensor
+    weights: torch.Tensor
+    work: torch.Tensor
+    length: float
+
+
+@torch.no_grad()
+def give_reading_head(model: Any, place: Place, groups: Sequence[Group], section: TuningSection, compute: Compute, progress: Progress = lambda *_: None) -> None:
+    """Write the head into a fresh adapter.
+
+    Args:
+        model: with the adapter, in the layout that `compute` wants.
+        place: which layer, as the adapter's ranks allow for.
+        groups: training rows.
+        section: the recipe's.
+        compute: the layout.
+        progress: told how many passes are done.
+    """
+    attention = model.base_model.model.get_decoder().layers[place.layer].self_attn
+    read = _read(model, attention, place, groups, section, compute, progress)
+    head, wanted = int(read.work.argmin()), reading_direction(read.means, read.refuse, read.weights)
+    write_head(model, attention, place.size, head, wanted, loud=LOUD * read.length / float((read.means @ wanted).std()))
+
+
+def _read(model: Any, attention: Any, place: Place, groups: Sequence[Group], section: TuningSection, compute: Compute, progress: Progress) -> Read:
+    found: dict[str, torch.Tensor] = {}
+    out = attention.o_proj.weight.float().view(-1, attention.o_proj.in_features // place.size, place.size)
+    layer = model.base_model.model.get_decoder().layers[place.layer]
+    hooks = [
+        attention.q_proj.register_forward_pre_hook(lambda _, given: found.update(states=given[0])),
+        attention.o_proj.register_forward_pre_hook(lambda _, given: found.update(heads=given[0])),
+        layer.register_forward_pre_hook(lambda _, given: found.update(entering=given[0])),
+    ]
+    passes = fit_passes(groups, section.max_batch_tokens, compute)
+    means, refuse, weights, work, lengths = [], [], [], [], []
+    try:
+        for done, one in enumerate(passes):
+            progress("what tells intent: passes", done, len(passes))
+            batch = {name: value.to(model.device) if isinstance(value, torch.Tensor) else value for name, value in pass_of(one, compute=compute, pad=0).items()}
+            model(**forward_inputs(batch), logits_to_keep=1, use_cache=False)
+            states = found["states"].flatten(0, -2)
+            means += [states[prompt].float().mean(0) for prompt in batch["prompts"]]
+            ends = torch.tensor([int(prompt[-1]) for prompt in batch["prompts"]], device=states.device)
+            heads = found["heads"].flatten(0, -2)[ends].float().view(len(ends), -1, place.size)
+            work.append(torch.einsum("nhd,ohd->nho", heads, out).norm(dim=-1))
+            lengths.append(found["entering"].flatten(0, -2)[ends].float().norm(dim=-1))
+            refuse += [term == DEFENSE for term in batch["terms"]]
+            weights.append(batch["factors"])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return Read(torch.stack(means), torch.tensor(refuse), torch.cat(weights), torch.cat(work).mean(0), float(torch.cat(lengths).mean()))
+
+
+def reading_direction(means: torch.Tensor, refuse: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The direction that tells the rows to refuse from all others best, by logistic regression; both sides weigh the same.
+
+    Args:
+        means: (rows, size).
+        refuse: boolean (rows,).
+        weights: (rows,), relative within a side.
+
+    Returns:
+        (size,), float32, on `means` as they are.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    truth, spread = refuse.cpu().numpy(), means.std(0).clamp(min=1e-6)
+    shares = weights.double().cpu().numpy().copy()
+    for side in (truth, ~truth):
+        shares[side] *= len(truth) / 2 / max(float(shares[side].sum()), 1e-9)
+    fitted = LogisticRegression(C=C, max_iter=1000).fit(((means - means.mean(0)) / spread).cpu().numpy(), truth, sample_weight=shares)
+    return torch.tensor(fitted.coef_[0], dtype=torch.float32, device=means.device) / spread
+
+
+@torch.no_grad()
+def write_head(model: Any, attention: Any, size: int, head: int, wanted: torch.Tensor, *, loud: float) -> None:
+    """Set the adapter so that the head gives `loud * wanted @ mean state` along the direction that the output layer sees least, and nothing else.
+
+    Its queries become 0, so that it attends to all alike; its old output is taken away; one direction of its values (the one that heads which share them use
+    least) carries what is read.
+    """
+    query, value, out = attention.q_proj, attention.v_proj, attention.o_proj
+    mine = slice(head * size, (head + 1) * size)
+    sharing = query.out_features // value.out_features
+    group = slice(head // sharing * size, (head // sharing + 1) * size)
+    mates = [one for one in range(head // sharing * sharing, (head // sharing + 1) * sharing) if one != head]
+    queries, values, outs = (part.weight.detach().float() for part in (query, value, out))
+    used = sum((outs[:, mate * size : (mate + 1) * size].T @ outs[:, mate * size : (mate + 1) * size] for mate in mates), torch.zeros(size, size, device=outs.device))
+    carrier = torch.linalg.eigh(used).eigenvectors[:, 0]
+    quiet = float(values[group].norm(dim=1).mean() / wanted.norm())  # so that the new values are of the size of the old ones
+    _set(query, mine, -queries[mine], torch.eye(size, device=queries.device))
+    _set(value, group, (quiet * wanted - carrier @ values[group]).unsqueeze(0), carrier.unsqueeze(1))
+    select = torch.zeros(size, out.in_features, device=outs.device)
+    select[:, mine] = torch.eye(size, device=outs.device)
+    _set(out, slice(None), select, loud / quiet * torch.outer(unseen_direction(model), carrier) - outs[:, mine])
+
+
+def _set(module: Any, rows: slice, down: torch.Tensor, up: torch.Tensor) -> None:
+    """Let the first components of an adapter add `up @ down` to `rows` of a weight."""
+    [name] = module.active_adapters
+    a, b = module.lora_A[name].weight, module.lora_B[name].weight
+    a[: len(down)] = down.to(a.dtype)
+    b[rows, : len(down)] = (up / module.scaling[name]).to(b.dtype)
+
+
+def unseen_direction(model: Any) -> torch.Tensor:
+    """The unit direction of the residual stream that moves the logits least, (size,), float32."""
+    base = model.base_model.model
+    norm, seen = base.get_decoder().norm.weight.detach().float(), base.get_output_embeddings().weight.detach().float()
+    return torch.linalg.eigh(norm.unsqueeze(1) * (seen.T @ seen) * norm).eigenvectors[:, 0]
+
+
+def heard_by(model: Any) -> torch.Tensor:
+    """What the refusal token's row has to add so as to read that direction behind the last norm, (size,), float32."""
+    moved = model.base_model.model.get_decoder().norm.weight.detach().float() * unseen_direction(model)
+    return moved / moved.square().sum()

@@ -1,0 +1,146 @@
+"""A head that reads: what it writes, what it leaves alone, and which head gets the job."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from docward.models import Loaded, load
+from docward.recipe import TuningSection
+from docward.tuning.adapters import prepare
+from docward.tuning.losses import example_nll
+from docward.tuning.packing import pass_of
+from docward.tuning.reading_head import Place, give_reading_head, heard_by, reading_direction, reading_place, unseen_direction, write_head
+from docward.tuning.refusal_row import begin_from_a_fit
+from docward.tuning.refusal_token import refusal_token_id
+from docward.tuning.sharing import shared_layout
+from docward.tuning.tuning import training_groups
+from tiny import training_examples
+
+SECTION = TuningSection(refusal_token="auto", decision_weight=1.0, lora_r=4)
+SHAPE = {"vocab_size": 300, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8}
+
+
+@pytest.fixture
+def tokened(with_token) -> Loaded:
+    return load(str(with_token), dtype="float32")
+
+
+def attention_of(model, layer):
+    return model.base_model.model.get_decoder().layers[layer].self_attn
+
+
+def outputs(model, layer, ids):
+    """What the layer's attention takes and gives, each (length, size)."""
+    held = {}
+    attention = attention_of(model, layer)
+    hooks = [
+        attention.q_proj.register_forward_pre_hook(lambda _, given: held.update(taken=given[0][0])),
+        attention.register_forward_hook(lambda _, given, gave: held.update(given=gave[0][0])),
+    ]
+    with torch.no_grad():
+        model(input_ids=torch.tensor([ids]))
+    for hook in hooks:
+        hook.remove()
+    return held["taken"], held["given"]
+
+
+@pytest.mark.parametrize("head", [0, 3])
+def test_the_head_writes_what_the_mean_of_all_states_so_far_says_and_no_more(tokened, head):
+    model, ids = prepare(tokened, SECTION), list(range(5, 40))
+    place = reading_place(tokened.model, SECTION)
+    attention = attention_of(model, place.layer)
+    wanted = torch.randn(32, generator=torch.Generator().manual_seed(0))
+    states, before = outputs(model, place.layer, ids)
+    write_head(model, attention, place.size, head, wanted, loud=3.0)
+    same, after = outputs(model, place.layer, ids)
+    assert torch.equal(states, same)
+    so_far = states.cumsum(0) / torch.arange(1, len(ids) + 1).unsqueeze(1)
+    said = 3.0 * (so_far @ wanted).unsqueeze(1) * unseen_direction(model)
+    with torch.no_grad():  # the same layer without the head, and without the direction of values that it took
+        base, mine, size = attention.o_proj.base_layer.weight, slice(head * 8, head * 8 + 8), 8
+        group = slice(head // 2 * size, head // 2 * size + size)
+        mate = head + 1 if head % 2 == 0 else head - 1
+        carrier = torch.linalg.eigh(base[:, mate * 8 : mate * 8 + 8].T @ base[:, mate * 8 : mate * 8 + 8]).eigenvectors[:, 0]
+        base[:, mine] = 0
+        values = attention.v_proj.base_layer.weight
+        quiet = values[group].norm(dim=1).mean() / wanted.norm()
+        values[group] += torch.outer(carrier, quiet * wanted - carrier @ values[group])
+        with model.disable_adapter():
+            _, without = outputs(model, place.layer, ids)
+    assert torch.allclose(after, without + said, atol=2e-4)
+    assert not torch.allclose(before, without, atol=1e-2)
+
+
+def test_the_head_with_the_least_work_gets_the_job(tokened):
+    model = prepare(tokened, SECTION)
+    place = reading_place(tokened.model, SECTION)
+    attention = attention_of(model, place.layer)
+    with torch.no_grad():
+        attention.o_proj.base_layer.weight[:, 16:24] *= 0.01
+    groups, _ = training_groups(tokened, training_examples(), SECTION)
+    give_reading_head(model, place, groups, SECTION, "rows")
+    queries = attention.q_proj.base_layer.weight + attention.q_proj.get_delta_weight("default")
+    assert [bool(one.abs().max() < 1e-6) for one in queries.split(8)] == [False, False, True, False]
+
+
+@pytest.mark.parametrize("compute", ["rows", "shared"])
+def test_a_fit_alone_tells_training_documents_apart_and_other_logits_hardly_change(tokened, compute):
+    token = refusal_token_id(tokened, "auto")
+    groups, _ = training_groups(tokened, training_examples(), SECTION)
+    model = prepare(tokened, SECTION)
+    batch = pass_of(groups, compute="rows", pad=0)
+
+    def loss():
+        with torch.no_grad():
+            return float(example_nll(model, batch, decision_weight=1.0, refusal_token=token)[0].mean())
+
+    before = loss()
+    if compute == "shared":
+        with shared_layout(model):
+            begin_from_a_fit(tokened, model, groups, SECTION, "shared")
+    else:
+        begin_from_a_fit(tokened, model, groups, SECTION, "rows")
+    assert loss() < 0.75 * before
+
+
+def test_what_is_written_is_heard_by_the_row_and_by_no_other(tokened):
+    model = prepare(tokened, SECTION)
+    base = model.base_model.model
+    norm, seen = base.get_decoder().norm.weight, base.get_output_embeddings().weight
+    moved = norm * unseen_direction(model)
+    assert float(moved @ heard_by(model)) == pytest.approx(1)
+    draws = torch.nn.functional.normalize(torch.randn(20, 32, generator=torch.Generator().manual_seed(0)), dim=1)
+    assert (seen @ moved).norm() < (seen @ (draws * norm).T).norm(dim=0).min()
+
+
+def test_directions_heed_weights(tokened):
+    draw = torch.Generator().manual_seed(0)
+    means = torch.randn(400, 6, generator=draw)
+    refuse = torch.rand(400, generator=draw) < torch.sigmoid(means[:, 0])
+    trap = torch.rand(400, generator=draw) < 0.7
+    means[:, 1] += 3 * (2 * refuse.float() - 1) * trap  # a shortcut that works on half of the rows
+    even = reading_direction(means, refuse, torch.ones(400))
+    without = reading_direction(means, refuse, torch.where(trap, 1e-6, 1.0))
+    even, without = even * means.std(0), without * means.std(0)
+    assert even[1] > even[0]
+    assert without[1].abs() < 0.5 * without[0]
+
+
+def qwen(**more):
+    return Qwen3ForCausalLM(Qwen3Config(**SHAPE, **more))
+
+
+@pytest.mark.parametrize(
+    ("model", "section", "place"),
+    [
+        (LlamaForCausalLM(LlamaConfig(**SHAPE)), {}, Place(2, 8)),
+        (LlamaForCausalLM(LlamaConfig(**SHAPE)), {"lora_first_layer": 2}, Place(2, 8)),
+        (LlamaForCausalLM(LlamaConfig(**SHAPE)), {"lora_first_layer": 3}, None),
+        (LlamaForCausalLM(LlamaConfig(**SHAPE)), {"use_dora": True}, None),
+        (LlamaForCausalLM(LlamaConfig(**SHAPE)), {"lora_target_modules": ["q_proj", "v_proj"]}, None),
+        (LlamaForCausalLM(LlamaConfig(**SHAPE, attention_bias=True)), {}, None),
+        (qwen(), {}, None),  # norms on its queries
+    ],
+)
+def test_where_the_head_can_be(model, section, place):
+    assert reading_place(model, TuningSection(refusal_token="auto", **section)) == place
