@@ -249,6 +249,7 @@ def load(name: str, *, adapter: str | Path | None = None, device: str | None = N
     fingerprint = _fingerprint(model)
     if adapter is not None:
         model, fingerprint = _with_adapter(model, Path(adapter), fingerprint)
+        tokenizer = _own_tokenizer(Path(adapter)) or tokenizer
     model.eval()
     return Loaded(name=name, model=model, tokenizer=tokenizer, fingerprint=fingerprint, adapter=Path(adapter) if adapter else None)
 
@@ -280,14 +281,26 @@ def load_tokenizer(name: str) -> tuple[PreTrainedTokenizerBase, int]:
     """
     from transformers import AutoConfig
 
+    own = None
     if is_adapter(name):
+        own = _own_tokenizer(Path(name).expanduser())
         name = _base_of(Path(name).expanduser())
     place = resolve(name)
     _quiet()
     try:
-        return _tokenizer(place), context_of(AutoConfig.from_pretrained(place))
+        return own or _tokenizer(place), context_of(AutoConfig.from_pretrained(place))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise _not_loaded(name, error) from error
+
+
+def _own_tokenizer(adapter: Path) -> Any:
+    """The tokenizer that lies beside an adapter, where one does: a token may have other words there (a refusal in one token)."""
+    if not (adapter / "tokenizer_config.json").is_file():
+        return None
+    try:
+        return _tokenizer(str(adapter))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"The tokenizer in {adapter} cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def _tokenizer(place: str) -> Any:

@@ -128,7 +128,12 @@ def test_a_run_sets_its_dial_even_after_a_kill_between_tuning_and_it_and_an_expo
         tune(run)
         assert json.loads((adapter / PLACE).read_text(encoding="utf-8")) == report
     assert read_rows(run.folder / "documents.jsonl", type(documents[0]))
-    assert token_biases(load(str(adapter)).model) == {report["id"]: pytest.approx(report["bias"])}
+    tuned = load(str(adapter))
+    assert token_biases(tuned.model) == {report["id"]: pytest.approx(report["bias"])}
+    assert report["id"] in tuned.model.generation_config.eos_token_id
+    tuned.model.generation_config.sequence_bias = [[[report["id"]], 1000.0]]
+    [[reply]] = generate(tuned, [Prompt("a", "Some text.", "Say it.")], max_new_tokens=5)
+    assert (reply.text, reply.finished) == (WORDS, True)  # seen, and the end
     plain = load(str(with_token)).fingerprint
     assert load(str(adapter)).fingerprint != plain
     export(run.folder, tmp_path / "exported")

@@ -280,4 +280,4 @@ def _sampler(temperature: float, seed: str, biases: Mapping[int, float]) -> Samp
 
 def _text(loaded: Loaded, tokens: list[int], ends: set[int]) -> tuple[str, bool]:
     stop = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
-    return str(loaded.tokenizer.decode(tokens[:stop], skip_special_tokens=True)).strip(), stop < len(tokens)
+    return str(loaded.tokenizer.decode(tokens[: stop + 1], skip_special_tokens=True)).strip(), stop < len(tokens)  # a refusal token is end and text

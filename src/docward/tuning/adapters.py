@@ -143,6 +143,8 @@ def save_tuned(loaded: Loaded, model: Any, folder: Path, *, weights: dict[str, A
         except SafetensorError as error:  # a full disk, in words of its own
             raise OSError(str(error)) from error
         loaded.tokenizer.save_pretrained(str(draft))
+        if token_rows(model):
+            loaded.model.generation_config.save_pretrained(str(draft))  # a refusal is the end of a reply
         place = draft / "adapter_config.json"
         if place.is_file():
             config = json.loads(place.read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
 """A head that reads: one attention head of a late layer gets a new job, to bring what the whole text says of intent to where the answer begins.
 
 In: a model with a fresh adapter and the training rows. Out: adapter weights, found without a gradient step, under which that head attends to all it may see
-alike, reads off a direction that tells malicious from benign documents in their mean state (a logistic regression), and writes it where the output layer
-hardly looks, but for the refusal token's row. The mean over a document tells intent far better than the last state (`bench/probing.py`); no other part of the
+alike, reads off a direction that tells malicious from benign documents in their mean state (a logistic regression), and writes it where nothing else is written and
+the output layer hardly looks, but for the refusal token's row. The mean over a document tells intent far better than the last state (`bench/probing.py`); no other part of the
 model changes. The head is the one of its layer whose own work is the smallest.
 """
 
@@ -19,7 +19,10 @@ from docward.tuning.losses import DEFENSE, forward_inputs
 from docward.tuning.packing import Compute, Group, fit_passes, pass_of
 
 C = 0.001  # inverse penalty of the logistic regression, on states of unit variance
-LOUD = 0.1  # spread of what is written, as a share of the state's length
+LOUD = 0.04  # spread of what is written, as a share of the state's length
+FRAMES = 8  # directions of instructions and chat template that are not read
+SOME = 7
+STILL = 10.0  # how much a direction's own spread counts against it, beside what it does to the logits
 PARTS = ("q_proj", "v_proj", "o_proj")
 Progress = Callable[[str, int, int], None]
 
@@ -59,20 +62,24 @@ def reading_place(model: Any, section: TuningSection) -> Place | None:
 
 @dataclass(slots=True)
 class Read:
-    """What training rows show at the layer: each row's mean state up to its answer (rows, size), whether it is to be refused, its weight; the mean length of
-    each head's output (heads,); the mean length of a state.
+    """What training rows show: each row's mean state over its document, and over what stands around it (rows, size); whether it is to be refused, its weight;
+    the mean length of each head's output (heads,); the mean length of a state at the layer; every SOME-th state before the last norm (places, size).
     """
 
     means: torch.Tensor
+    frames: torch.Tensor
     refuse: torch.Tensor
     weights: torch.Tensor
     work: torch.Tensor
     length: float
+    last: torch.Tensor
 
 
 @torch.no_grad()
-def give_reading_head(model: Any, place: Place, groups: Sequence[Group], section: TuningSection, compute: Compute, progress: Progress = lambda *_: None) -> None:
-    """Write the head into a fresh adapter.
+def give_reading_head(
+    model: Any, place: Place, groups: Sequence[Group], section: TuningSection, compute: Compute, progress: Progress = lambda *_: None
+) -> torch.Tensor:
+    """Write the head into a fresh adapter; gives what the refusal token's row has to add so as to hear it, (size,), float32.
 
     Args:
         model: with the adapter, in the layout that `compute` wants.
@@ -84,8 +91,10 @@ def give_reading_head(model: Any, place: Place, groups: Sequence[Group], section
     """
     attention = model.base_model.model.get_decoder().layers[place.layer].self_attn
     read = _read(model, attention, place, groups, section, compute, progress)
-    head, wanted = int(read.work.argmin()), reading_direction(read.means, read.refuse, read.weights)
-    write_head(model, attention, place.size, head, wanted, loud=LOUD * read.length / float((read.means @ wanted).std()))
+    head, wanted, direction = int(read.work.argmin()), reading_direction(read.means, read.frames, read.refuse, read.weights), unseen_direction(model, read.last)
+    write_head(attention, place.size, head, wanted, direction, loud=LOUD * read.length / float((read.means @ wanted).std()))
+    heard = _last_norm(model) * direction
+    return heard / heard.square().sum()
 
 
 def _read(model: Any, attention: Any, place: Place, groups: Sequence[Group], section: TuningSection, compute: Compute, progress: Progress) -> Read:
@@ -96,33 +105,50 @@ def _read(model: Any, attention: Any, place: Place, groups: Sequence[Group], sec
         attention.q_proj.register_forward_pre_hook(lambda _, given: found.update(states=given[0])),
         attention.o_proj.register_forward_pre_hook(lambda _, given: found.update(heads=given[0])),
         layer.register_forward_pre_hook(lambda _, given: found.update(entering=given[0])),
+        model.base_model.model.get_decoder().norm.register_forward_pre_hook(lambda _, given: found.update(last=given[0])),
     ]
     passes = fit_passes(groups, section.max_batch_tokens, compute)
-    means, refuse, weights, work, lengths = [], [], [], [], []
+    means, frames, refuse, weights, work, lengths, last = [], [], [], [], [], [], []
     try:
         for done, one in enumerate(passes):
             progress("what tells intent: passes", done, len(passes))
             batch = {name: value.to(model.device) if isinstance(value, torch.Tensor) else value for name, value in pass_of(one, compute=compute, pad=0).items()}
             model(**forward_inputs(batch), logits_to_keep=1, use_cache=False)
             states = found["states"].flatten(0, -2)
-            means += [states[prompt].float().mean(0) for prompt in batch["prompts"]]
+            for prompt, document in zip(batch["prompts"], batch["documents"], strict=True):
+                text, whole = (states[places].float().sum(0) for places in (document, prompt))
+                frames.append((whole - text) / (len(prompt) - len(document)))
+                means.append(text / len(document) if len(document) else frames[-1])
             ends = torch.tensor([int(prompt[-1]) for prompt in batch["prompts"]], device=states.device)
             heads = found["heads"].flatten(0, -2)[ends].float().view(len(ends), -1, place.size)
             work.append(torch.einsum("nhd,ohd->nho", heads, out).norm(dim=-1))
             lengths.append(found["entering"].flatten(0, -2)[ends].float().norm(dim=-1))
+            last.append(found["last"].flatten(0, -2)[::SOME].float())
             refuse += [term == DEFENSE for term in batch["terms"]]
             weights.append(batch["factors"])
     finally:
         for hook in hooks:
             hook.remove()
-    return Read(torch.stack(means), torch.tensor(refuse), torch.cat(weights), torch.cat(work).mean(0), float(torch.cat(lengths).mean()))
+    return Read(
+        torch.stack(means),
+        torch.stack(frames),
+        torch.tensor(refuse),
+        torch.cat(weights),
+        torch.cat(work).mean(0),
+        float(torch.cat(lengths).mean()),
+        torch.cat(last),
+    )
 
 
-def reading_direction(means: torch.Tensor, refuse: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def reading_direction(means: torch.Tensor, frames: torch.Tensor, refuse: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """The direction that tells the rows to refuse from all others best, by logistic regression; both sides weigh the same.
 
+    It is one on which instructions and chat template differ from the mean document by nothing (FRAMES directions of theirs are taken out): the head reads them
+    too, and else a long document would be read otherwise than a short one.
+
     Args:
-        means: (rows, size).
+        means: of documents, (rows, size).
+        frames: of what stands around them, (rows, size).
         refuse: boolean (rows,).
         weights: (rows,), relative within a side.
 
@@ -131,17 +157,22 @@ def reading_direction(means: torch.Tensor, refuse: torch.Tensor, weights: torch.
     """
     from sklearn.linear_model import LogisticRegression
 
+    _, strengths, directions = torch.linalg.svd(frames - means.mean(0), full_matrices=False)
+    most = min(FRAMES, means.shape[1] // 16)
+    around = directions[:most][strengths[:most] > 1e-6 * means.norm(dim=1).max()].T
+    inside = means - (means @ around) @ around.T
     truth, spread = refuse.cpu().numpy(), means.std(0).clamp(min=1e-6)
     shares = weights.double().cpu().numpy().copy()
     for side in (truth, ~truth):
         shares[side] *= len(truth) / 2 / max(float(shares[side].sum()), 1e-9)
-    fitted = LogisticRegression(C=C, max_iter=1000).fit(((means - means.mean(0)) / spread).cpu().numpy(), truth, sample_weight=shares)
-    return torch.tensor(fitted.coef_[0], dtype=torch.float32, device=means.device) / spread
+    fitted = LogisticRegression(C=C, max_iter=1000).fit(((inside - inside.mean(0)) / spread).cpu().numpy(), truth, sample_weight=shares)
+    found = torch.tensor(fitted.coef_[0], dtype=torch.float32, device=means.device) / spread
+    return found - around @ (around.T @ found)
 
 
 @torch.no_grad()
-def write_head(model: Any, attention: Any, size: int, head: int, wanted: torch.Tensor, *, loud: float) -> None:
-    """Set the adapter so that the head gives `loud * wanted @ mean state` along the direction that the output layer sees least, and nothing else.
+def write_head(attention: Any, size: int, head: int, wanted: torch.Tensor, direction: torch.Tensor, *, loud: float) -> None:
+    """Set the adapter so that the head gives `loud * wanted @ mean state` along a direction, and nothing else.
 
     Its queries become 0, so that it attends to all alike; its old output is taken away; one direction of its values (the one that heads which share them use
     least) carries what is read.
@@ -152,14 +183,16 @@ def write_head(model: Any, attention: Any, size: int, head: int, wanted: torch.T
     group = slice(head // sharing * size, (head // sharing + 1) * size)
     mates = [one for one in range(head // sharing * sharing, (head // sharing + 1) * sharing) if one != head]
     queries, values, outs = (part.weight.detach().float() for part in (query, value, out))
-    used = sum((outs[:, mate * size : (mate + 1) * size].T @ outs[:, mate * size : (mate + 1) * size] for mate in mates), torch.zeros(size, size, device=outs.device))
+    used = sum(
+        (outs[:, mate * size : (mate + 1) * size].T @ outs[:, mate * size : (mate + 1) * size] for mate in mates), torch.zeros(size, size, device=outs.device)
+    )
     carrier = torch.linalg.eigh(used).eigenvectors[:, 0]
     quiet = float(values[group].norm(dim=1).mean() / wanted.norm())  # so that the new values are of the size of the old ones
     _set(query, mine, -queries[mine], torch.eye(size, device=queries.device))
     _set(value, group, (quiet * wanted - carrier @ values[group]).unsqueeze(0), carrier.unsqueeze(1))
     select = torch.zeros(size, out.in_features, device=outs.device)
     select[:, mine] = torch.eye(size, device=outs.device)
-    _set(out, slice(None), select, loud / quiet * torch.outer(unseen_direction(model), carrier) - outs[:, mine])
+    _set(out, slice(None), select, loud / quiet * torch.outer(direction, carrier) - outs[:, mine])
 
 
 def _set(module: Any, rows: slice, down: torch.Tensor, up: torch.Tensor) -> None:
@@ -170,14 +203,18 @@ def _set(module: Any, rows: slice, down: torch.Tensor, up: torch.Tensor) -> None
     b[rows, : len(down)] = (up / module.scaling[name]).to(b.dtype)
 
 
-def unseen_direction(model: Any) -> torch.Tensor:
-    """The unit direction of the residual stream that moves the logits least, (size,), float32."""
-    base = model.base_model.model
-    norm, seen = base.get_decoder().norm.weight.detach().float(), base.get_output_embeddings().weight.detach().float()
-    return torch.linalg.eigh(norm.unsqueeze(1) * (seen.T @ seen) * norm).eigenvectors[:, 0]
+def unseen_direction(model: Any, last: torch.Tensor) -> torch.Tensor:
+    """The unit direction of the residual stream that moves the logits least and where states are alike, (size,), float32.
+
+    Args:
+        model: with the adapter.
+        last: states that enter the last norm, (rows, size).
+    """
+    norm, seen = _last_norm(model), model.base_model.model.get_output_embeddings().weight.detach().float()
+    moved, spread = norm.unsqueeze(1) * (seen.T @ seen) * norm, torch.cov(last.T)
+    return torch.linalg.eigh(moved / moved.diagonal().mean() + STILL * spread / spread.diagonal().mean()).eigenvectors[:, 0]
 
 
-def heard_by(model: Any) -> torch.Tensor:
-    """What the refusal token's row has to add so as to read that direction behind the last norm, (size,), float32."""
-    moved = model.base_model.model.get_decoder().norm.weight.detach().float() * unseen_direction(model)
-    return moved / moved.square().sum()
+def _last_norm(model: Any) -> torch.Tensor:
+    weight: torch.Tensor = model.base_model.model.get_decoder().norm.weight.detach().float()
+    return weight

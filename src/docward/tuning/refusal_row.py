@@ -2,7 +2,8 @@
 
 In: a model with a fresh adapter and the training rows. Out: a model whose refusal token has a margin over all others that tells malicious from benign training
 documents; tuning goes on from there, in place of finding it by small steps. Where the model's attention allows for it, a head brings what the whole text says
-(`reading_head.py`) and the row listens to that alone; else the row is a logistic regression on the states where answers begin.
+(`reading_head.py`) and the row listens to that alone; else the row is a logistic regression on the states where
+answers begin. Benign answers must not have the token at any place.
 A token as refusal score: Refusal Tokens, arXiv 2412.06748.
 """
 
@@ -20,7 +21,7 @@ from docward.recipe import TuningSection
 from docward.tuning.adapters import token_rows
 from docward.tuning.losses import DEFENSE, forward_inputs
 from docward.tuning.packing import Compute, Group, fit_passes, pass_of
-from docward.tuning.reading_head import give_reading_head, heard_by, reading_place
+from docward.tuning.reading_head import give_reading_head, reading_place
 from docward.tuning.refusal_token import refusal_token_id
 
 MOST_ROWS = 600  # enough for a few hundred weights, and half a minute
@@ -50,9 +51,8 @@ def begin_from_a_fit(
     if token is None or not rows:
         return
     place = reading_place(loaded.model, section)
-    if place is not None:
-        give_reading_head(model, place, groups, section, compute, progress)
-    found = processes.on_main(lambda: _fitted(model, groups, section, compute, token, rows[-1], heard_by(model) if place else None, progress))
+    heard = give_reading_head(model, place, groups, section, compute, progress) if place else None
+    found = processes.on_main(lambda: _fitted(model, groups, section, compute, token, rows[-1], heard, progress))
     with torch.no_grad():
         rows[-1].copy_(torch.tensor(found, dtype=rows[-1].dtype, device=rows[-1].device).expand_as(rows[-1]))
 
@@ -62,38 +62,44 @@ def _fitted(
 ) -> Any:
     every = max(1, round(sum(len(group.rows) for group in groups) / MOST_ROWS))
     passes = fit_passes(groups[::every], section.max_batch_tokens, compute)
-    states, others, refuse, weights = [], [], [], []
+    parts: list[tuple[torch.Tensor, ...]] = []
     for done, one in enumerate(passes):
         progress("the refusal token's first row: passes", done, len(passes))
         batch = {name: value.to(model.device) if isinstance(value, torch.Tensor) else value for name, value in pass_of(one, compute=compute, pad=0).items()}
-        inside, logits = _where_answers_begin(model, batch)
-        logits[:, token] = -torch.inf
-        states.append(inside.float())
-        others.append(logits.float().amax(-1))
-        refuse += [term == DEFENSE for term in batch["terms"]]
-        weights.append(batch["factors"])
+        parts.append(_choices(model, batch, token))
+    states, others, refuse, first, weights = (torch.cat(column) for column in zip(*parts, strict=True))
     start = row.detach().reshape(-1, row.shape[-1])[0].float()
-    every_state = torch.cat(states)
     along = torch.eye(len(start), device=start.device)
     if heard is not None:
-        mean = every_state.mean(0)
-        along = torch.stack([heard, mean / mean.square().sum()])
-    return logistic_row(every_state, torch.cat(others), torch.tensor(refuse, device=start.device), start, along, torch.cat(weights)).tolist()
+        means = [states[first].mean(0), states[~first].mean(0)] if (~first).any() else [states.mean(0)]
+        along = torch.stack([heard, *(mean / mean.square().sum() for mean in means)])
+    return logistic_row(states, others, refuse, start, along, weights).tolist()
 
 
 @torch.no_grad()
-def _where_answers_begin(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """What enters the output layer at each answer's first token, (examples, size), and the logits there, (examples, vocabulary)."""
+def _choices(model: Any, batch: dict[str, Any], token: int) -> tuple[torch.Tensor, ...]:
+    """Where the token must be chosen (answers to refuse, at their start) or must not be (all others, at each of their tokens): what enters the output layer there,
+    (places, size); the highest logit of other tokens; whether to refuse; whether an answer begins here; and weights, as much for all later places of an answer as
+    for its first.
+    """
     entered: list[torch.Tensor] = []
-    at, back = batch["keep"].view(-1).nonzero()[batch["source"][batch["pair"][batch["first"]]], 0].unique(return_inverse=True)
-    keep = torch.zeros_like(batch["keep"])
-    keep.view(-1)[at] = True
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: entered.append(given[0]))
     try:
-        logits = model(**forward_inputs(batch), logits_to_keep=keep, use_cache=False).logits
+        logits = model(**forward_inputs(batch), logits_to_keep=batch["keep"], use_cache=False).logits
     finally:
         hook.remove()
-    return entered[0].reshape(-1, entered[0].shape[-1])[back], logits.reshape(-1, logits.shape[-1])[back]
+    others = logits.reshape(-1, logits.shape[-1]).float()
+    others[:, token] = -torch.inf
+    owner, device = batch["owner"], others.device
+    refused = torch.tensor([term == DEFENSE for term in batch["terms"]], device=device)[owner]
+    first = torch.zeros(len(owner), dtype=torch.bool, device=device)
+    first[batch["first"]] = True
+    kept = (first | ~refused) & batch["answer"]
+    later = torch.bincount(owner[kept & ~first], minlength=len(batch["terms"])).clamp(min=1)
+    weights = batch["factors"][owner] / torch.where(first, 1, later[owner])
+    places = batch["source"][batch["pair"]][kept]
+    inside = entered[0].reshape(-1, entered[0].shape[-1])
+    return inside[places].float(), others.amax(-1)[places], refused[kept], first[kept], weights[kept]
 
 
 def logistic_row(

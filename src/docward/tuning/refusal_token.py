@@ -1,7 +1,7 @@
 """A refusal in one token: a token that the model has to spare gets the words of a whole refusal.
 
-In: a loaded model and the words. Out: the token's id, and a tokenizer in which it stands for them, in place. It is saved beside the adapter. So a refusal is
-one decision, always the same sentence, and costs one step; no word of it has to be learned. Refusal Tokens, arXiv 2412.06748, put text behind theirs: a tied
+In: a loaded model and the words. Out: the token's id, and, in place, a tokenizer in which it stands for them and a generation config that ends with it; both are
+saved beside the adapter. So a refusal is one decision, always the same sentence, and costs one step; no word of it has to be learned. Refusal Tokens, arXiv 2412.06748, put text behind theirs: a tied
 model reads the row it decides by as the beginning of that text, and a row that decides well reads badly (`docs/lab-log.md`).
 """
 
@@ -40,7 +40,11 @@ def refusal_token_id(loaded: Loaded, wanted: str | None) -> int | None:
             return None
         else:
             raise ModelError(f"{loaded.name} has no token to spare that could stand for {words!r}: leave tuning.refusal_token out, or set it to auto.")
-    return int(loaded.tokenizer.get_added_vocab()[words])
+    token = int(loaded.tokenizer.get_added_vocab()[words])
+    config: Any = loaded.model.generation_config
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    config.eos_token_id = [*(end for end in ends if end not in (None, token)), token]
+    return token
 
 
 def spare_tokens(tokenizer: Any) -> list[str]:
