@@ -71,7 +71,7 @@ def test_words_of_ones_own(with_token):
 
 def test_a_model_without_a_token_to_spare_says_so_or_goes_without(tiny_folder):
     loaded = load(str(tiny_folder), dtype="float32")
-    with pytest.raises(ModelError, match="has no token to spare that could stand for 'No.': leave tuning.refusal_token out"):
+    with pytest.raises(ModelError, match=r"has no token to spare that could stand for 'No\.': leave tuning\.refusal_token out"):
         refusal_token_id(loaded, "No.")
     assert refusal_token_id(loaded, "auto") is None
     assert refusal_token_id(loaded, None) is None

@@ -1,9 +1,9 @@
 """A head that reads: one attention head of a late layer gets a new job, to bring what the whole text says of intent to where the answer begins.
 
 In: a model with a fresh adapter and the training rows. Out: adapter weights, found without a gradient step, under which that head attends to all it may see
-alike, reads off a direction that tells malicious from benign documents in their mean state (a logistic regression), and writes it where nothing else is written and
-the output layer hardly looks, but for the refusal token's row. The mean over a document tells intent far better than the last state (`bench/probing.py`); no other part of the
-model changes. The head is the one of its layer whose own work is the smallest.
+alike, reads off a direction that tells malicious from benign documents in their mean state (a logistic regression), and writes it where nothing else is
+written and the output layer hardly looks, but for the refusal token's row. The mean over a document tells intent far better than the last state does
+(`bench/probing.py`); no other part of the model changes. The head is the one of its layer whose own work is the smallest.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ class Place:
 
 
 def reading_place(model: Any, section: TuningSection) -> Place | None:
-    """Where a head can be given the job: in the last layer but one, or the last before it that sees whole texts; None where the model's attention is not of the
-    kind known here (separate projections without a bias on queries, no norm on them).
+    """Where a head can be given the job: in the last layer but one, or the last before it that sees whole texts.
+
+    None where the model's attention is not of the kind known here (separate projections without a bias on queries, no norm on them).
     """
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * int(config.num_hidden_layers)
@@ -62,8 +63,10 @@ def reading_place(model: Any, section: TuningSection) -> Place | None:
 
 @dataclass(slots=True)
 class Read:
-    """What training rows show: each row's mean state over its document, and over what stands around it (rows, size); whether it is to be refused, its weight;
-    the mean length of each head's output (heads,); the mean length of a state at the layer; every SOME-th state before the last norm (places, size).
+    """What training rows show.
+
+    Each row's mean state over its document, and over what stands around it (rows, size); whether it is to be refused; its weight; the mean length of each
+    head's output (heads,); the mean length of a state at the layer; every SOME-th state before the last norm (places, size).
     """
 
     means: torch.Tensor

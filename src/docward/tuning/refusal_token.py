@@ -1,8 +1,9 @@
 """A refusal in one token: a token that the model has to spare gets the words of a whole refusal.
 
-In: a loaded model and the words. Out: the token's id, and, in place, a tokenizer in which it stands for them and a generation config that ends with it; both are
-saved beside the adapter. So a refusal is one decision, always the same sentence, and costs one step; no word of it has to be learned. Refusal Tokens, arXiv 2412.06748, put text behind theirs: a tied
-model reads the row it decides by as the beginning of that text, and a row that decides well reads badly (`docs/lab-log.md`).
+In: a loaded model and the words. Out: the token's id, and, in place, a tokenizer in which it stands for them and a generation config that ends with it; both
+are saved beside the adapter. So a refusal is one decision, always the same sentence, and costs one step; no word of it has to be learned. Refusal Tokens,
+arXiv 2412.06748, put text behind theirs: a tied model reads the row it decides by as the beginning of that text, and a row that decides well reads badly
+(`docs/lab-log.md`).
 """
 
 from __future__ import annotations

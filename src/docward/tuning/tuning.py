@@ -167,9 +167,9 @@ def training_groups(
         RecipeError: there are no malicious examples or no benign ones, or a row is longer than `max_batch_tokens`.
         ModelError: the tokenizer has no token to end an answer with.
     """
-    from docward.tuning.refusal_token import refusal_token_id
     from docward.tuning.losses import coefficients, term_of
     from docward.tuning.packing import Row, group_of, too_long
+    from docward.tuning.refusal_token import refusal_token_id
 
     _both_sides(examples, section)
     _can_end(loaded)
@@ -323,8 +323,8 @@ def run_identity(loaded: Loaded, groups: Sequence[Group], section: TuningSection
 
 
 def _objective(loaded: Loaded, model: Any, groups: Sequence[Group], section: TuningSection, per_step: int) -> Any:
-    from docward.tuning.refusal_token import refusal_token_id
     from docward.tuning.losses import BENIGN
+    from docward.tuning.refusal_token import refusal_token_id
     from docward.tuning.trainer import Objective
 
     objective = Objective(per_step, section.decision_weight, 0.0, section.loss_on, refusal_token=refusal_token_id(loaded, section.refusal_token))
