@@ -80,8 +80,8 @@ def _fitted(
 def _choices(model: Any, batch: dict[str, Any], token: int) -> tuple[torch.Tensor, ...]:
     """Where the token must be chosen (answers to refuse, at their start), and where it must not be (all others, at each of their tokens).
 
-    What enters the output layer there, (places, size); the highest logit of other tokens; whether to refuse; whether an answer begins here; and weights, as much
-    for all later places of an answer as for its first.
+    What enters the output layer there, (places, size); the highest logit of other tokens; whether to refuse; whether an answer begins here; and weights, as
+    much for all later places of an answer as for its first.
     """
     entered: list[torch.Tensor] = []
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: entered.append(given[0]))
