@@ -250,8 +250,7 @@ def load(name: str, *, adapter: str | Path | None = None, device: str | None = N
     if adapter is not None:
         model, fingerprint = _with_adapter(model, Path(adapter), fingerprint)
         tokenizer = _own_tokenizer(Path(adapter)) or tokenizer
-    model.eval()
-    return Loaded(name=name, model=model, tokenizer=tokenizer, fingerprint=fingerprint, adapter=Path(adapter) if adapter else None)
+    return Loaded(name=name, model=model.eval(), tokenizer=tokenizer, fingerprint=fingerprint, adapter=Path(adapter) if adapter else None)
 
 
 def _base_of(adapter: Path) -> str:
@@ -281,10 +280,7 @@ def load_tokenizer(name: str) -> tuple[PreTrainedTokenizerBase, int]:
     """
     from transformers import AutoConfig
 
-    own = None
-    if is_adapter(name):
-        own = _own_tokenizer(Path(name).expanduser())
-        name = _base_of(Path(name).expanduser())
+    own, name = (_own_tokenizer(Path(name).expanduser()), _base_of(Path(name).expanduser())) if is_adapter(name) else (None, name)
     place = resolve(name)
     _quiet()
     try:
@@ -295,12 +291,10 @@ def load_tokenizer(name: str) -> tuple[PreTrainedTokenizerBase, int]:
 
 def _own_tokenizer(adapter: Path) -> Any:
     """The tokenizer that lies beside an adapter, where one does: a token may have other words there (a refusal in one token)."""
-    if not (adapter / "tokenizer_config.json").is_file():
-        return None
     try:
-        return _tokenizer(str(adapter))
+        return _tokenizer(str(adapter)) if (adapter / "tokenizer_config.json").is_file() else None
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"The tokenizer in {adapter} cannot be read: {str(error).splitlines()[0]}") from error
+        raise _not_loaded(str(adapter), error) from error
 
 
 def _tokenizer(place: str) -> Any:

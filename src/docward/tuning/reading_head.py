@@ -51,7 +51,7 @@ def reading_place(model: Any, section: TuningSection) -> Place | None:
     if section.use_dora or section.lora_dropout or not isinstance(layers, torch.nn.ModuleList):
         return None
     for number in range(len(layers) - 2, section.lora_first_layer - 1, -1):
-        attention = getattr(layers[number], "self_attn", None)
+        attention: Any = getattr(layers[number], "self_attn", None)
         parts = [getattr(attention, part, None) for part in PARTS]
         linear: list[Any] = [getattr(part, "base_layer", part) for part in parts]  # adapted or not
         if kinds[number] == "full_attention" and all(type(one) is torch.nn.Linear for one in linear):
@@ -170,7 +170,8 @@ def reading_direction(means: torch.Tensor, frames: torch.Tensor, refuse: torch.T
         shares[side] *= len(truth) / 2 / max(float(shares[side].sum()), 1e-9)
     fitted = LogisticRegression(C=C, max_iter=1000).fit(((inside - inside.mean(0)) / spread).cpu().numpy(), truth, sample_weight=shares)
     found = torch.tensor(fitted.coef_[0], dtype=torch.float32, device=means.device) / spread
-    return found - around @ (around.T @ found)
+    clear: torch.Tensor = found - around @ (around.T @ found)
+    return clear
 
 
 @torch.no_grad()
@@ -215,7 +216,8 @@ def unseen_direction(model: Any, last: torch.Tensor) -> torch.Tensor:
     """
     norm, seen = _last_norm(model), model.base_model.model.get_output_embeddings().weight.detach().float()
     moved, spread = norm.unsqueeze(1) * (seen.T @ seen) * norm, torch.cov(last.T)
-    return torch.linalg.eigh(moved / moved.diagonal().mean() + STILL * spread / spread.diagonal().mean()).eigenvectors[:, 0]
+    found: torch.Tensor = torch.linalg.eigh(moved / moved.diagonal().mean() + STILL * spread / spread.diagonal().mean()).eigenvectors[:, 0]
+    return found
 
 
 def _last_norm(model: Any) -> torch.Tensor:

@@ -33,7 +33,7 @@ def refusal_token_id(loaded: Loaded, wanted: str | None) -> int | None:
         spare = spare_tokens(loaded.tokenizer)
         if spare:
             loaded.tokenizer = renamed(loaded.tokenizer, spare[-1], words)
-        elif len(loaded.tokenizer) < loaded.model.get_input_embeddings().weight.shape[0]:  # rows that no token has yet
+        elif len(loaded.tokenizer) < int(loaded.model.config.get_text_config().vocab_size):  # rows that no token has yet
             from transformers import AddedToken
 
             loaded.tokenizer.add_tokens([AddedToken(words, normalized=False)])
