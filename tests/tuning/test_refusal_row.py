@@ -15,7 +15,7 @@ from docward.tuning import refusal_row
 from docward.tuning.adapters import prepare
 from docward.tuning.losses import decision_nll, example_nll
 from docward.tuning.packing import Row, group_of, pass_of
-from docward.tuning.refusal_row import RIDGE, begin_from_a_fit, logistic_row
+from docward.tuning.refusal_row import RIDGE, _choices, begin_from_a_fit, logistic_row
 from docward.tuning.refusal_token import refusal_token_id
 from docward.tuning.sharing import shared_layout
 from docward.tuning.tuning import training_groups
@@ -83,6 +83,20 @@ def test_the_fit_heeds_weights_and_keeps_to_the_directions_it_is_given():
     )
     assert torch.allclose(*both, atol=0.02)
     assert not torch.allclose(both[1], logistic_row(states, torch.zeros(200), refuse, torch.zeros(3), torch.eye(3)[:2], torch.ones(200)), atol=0.02)
+
+
+def test_the_row_is_fitted_where_refusals_begin_and_against_each_token_of_all_other_answers(tiny):
+    rows = [([3, 4, 5, 9, 7], "defense"), ([3, 4, 6, 7, 8], "benign"), ([3, 4, 6, 5], "benign")]
+    made = [group_of([Row(Rendered(ids, 3, 0, range(0)), 2.0, term)], document=term, matched="") for ids, term in rows]
+    batch = pass_of(made, compute="rows", pad=0)
+    states, others, refuse, first, weights = _choices(tiny.model, batch, 9)
+    assert (refuse.tolist(), first.tolist()) == ([True, False, False, False], [True, True, False, True])
+    assert weights.tolist() == [2.0] * 4
+    with torch.no_grad():
+        logits = tiny.model(input_ids=torch.tensor([[3, 4, 6, 7]])).logits[0, -1]
+    logits[9] = -torch.inf
+    assert others[2] == pytest.approx(float(logits.max()), abs=1e-5)
+    assert states.shape == (4, 32)
 
 
 @pytest.mark.parametrize("compute", ["rows", "shared"])
