@@ -69,6 +69,12 @@ def test_words_of_ones_own(with_token):
     assert loaded.tokenizer.decode([token]) == "Das geht leider nicht."
 
 
+@pytest.mark.parametrize("words", ["", "  ", NO, "<|im_end|>"])
+def test_words_that_no_reply_would_show_are_refused(with_token, words):
+    with pytest.raises(ModelError, match=r"no reply would show\. Write the words of a whole refusal, or auto"):
+        refusal_token_id(load(str(with_token), dtype="float32"), words)
+
+
 def test_a_model_without_a_token_to_spare_says_so_or_goes_without(tiny_folder):
     loaded = load(str(tiny_folder), dtype="float32")
     with pytest.raises(ModelError, match=r"has no token to spare that could stand for 'No\.': leave tuning\.refusal_token out"):

@@ -15,6 +15,7 @@ from typing import Any
 
 from docward.errors import ModelError
 from docward.models import Loaded
+from docward.rendering import special_tokens
 
 AUTO = "auto"
 WORDS = "I\u2019m sorry, but I can\u2019t help with this document."
@@ -24,11 +25,13 @@ def refusal_token_id(loaded: Loaded, wanted: str | None) -> int | None:
     """The id of the token that is a refusal; the tokenizer gets it, if it has none yet. None where none is wanted, or (`auto`) the model has none to spare.
 
     Raises:
-        ModelError: words are given, and the model has no token to spare.
+        ModelError: words are given, and the model has no token to spare; or they are none: nothing, or a control token, which no reply would show.
     """
     if wanted is None:
         return None
     words = WORDS if wanted == AUTO else wanted
+    if not words.strip() or words in special_tokens(loaded.tokenizer):
+        raise ModelError(f"tuning.refusal_token is {wanted!r}, which no reply would show. Write the words of a whole refusal, or auto.")
     if words not in loaded.tokenizer.get_added_vocab():
         spare = spare_tokens(loaded.tokenizer)
         if spare:
