@@ -158,7 +158,7 @@ def test_a_server_that_answers_nothing_any_more_is_given_up(server, ask, monkeyp
     server.trouble, server.after = "500", 10
     found = ask(500)
     assert sum(isinstance(one, Answer) for one in found) == 10
-    assert servers.IN_A_ROW <= len(found) - 10 < 3 * servers.IN_A_ROW
+    assert servers.IN_A_ROW <= len(found) - 10 < servers.IN_A_ROW + servers.AT_ONCE  # whatever the threads' order
 
 
 def test_questions_that_fail_on_a_server_that_lives_do_not_end_the_others(server, ask, monkeypatch):

@@ -85,6 +85,10 @@ class _Trouble(Exception):  # noqa: N818 - one try that failed; not for callers
         self.why, self.retry, self.after, self.unreachable, self.too_long = why, retry, after, unreachable, too_long
 
 
+class _GoneError(Exception):
+    """The server answers nothing any more; not for callers."""
+
+
 class Server:
     """A model behind a server. `fingerprint` is of its address and name: what stands behind them cannot be looked at."""
 
@@ -120,17 +124,24 @@ class Server:
             ModelError: the server knows no such model, or the key is wrong.
         """
         how = {"model": self.name, "max_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-        rest, turn, stop = iter(questions), Lock(), Event()
+        rest, turn, stop, in_a_row = iter(questions), Lock(), Event(), 0
         came: SimpleQueue[Answer | Failure | Exception | None] = SimpleQueue()
 
         def work() -> None:
+            nonlocal in_a_row
             try:
                 while not stop.is_set():
-                    with turn:
-                        question = next(rest, None)
+                    with turn:  # held while one finds out whether the server is gone: nobody begins another question before that is known
+                        if in_a_row >= IN_A_ROW and self._is_dead(how, stop):
+                            raise _GoneError
+                        in_a_row %= IN_A_ROW
+                        question = None if stop.is_set() else next(rest, None)
                     if question is None:
                         break
-                    came.put(self._fitted(question, how, stop, max_length))
+                    said = self._fitted(question, how, stop, max_length)
+                    with turn:
+                        in_a_row = 0 if isinstance(said, Answer) else in_a_row + (not said.own)
+                    came.put(said)
             except Exception as error:  # raised again where the answers are taken
                 came.put(error)
             finally:
@@ -139,28 +150,27 @@ class Server:
         for _ in range(self.concurrency):
             Thread(target=work, daemon=True).start()  # daemons: a hanging request must not keep the program
         try:
-            yield from self._taken(came, how, stop)
+            yield from self._taken(came)
         finally:
             stop.set()
 
-    def _taken(self, came: SimpleQueue[Answer | Failure | Exception | None], how: dict[str, Any], stop: Event) -> Iterator[list[Answer | Failure]]:
-        working, in_a_row = self.concurrency, 0
+    def _taken(self, came: SimpleQueue[Answer | Failure | Exception | None]) -> Iterator[list[Answer | Failure]]:
+        working = self.concurrency
         while working:
             batch: list[Answer | Failure] = []
             for one in _waiting(came):
                 if isinstance(one, Exception):
                     if batch:
                         yield batch
+                    if isinstance(one, _GoneError):
+                        return
                     raise one
                 working -= one is None
                 batch += [one] if one is not None else []
-            for one in batch:
-                in_a_row = 0 if isinstance(one, Answer) else in_a_row + (not one.own)
             if batch:
                 yield batch
-            if any(isinstance(one, Failure) and one.unreachable for one in batch) or (in_a_row >= IN_A_ROW and self._is_dead(how, stop)):
+            if any(isinstance(one, Failure) and one.unreachable for one in batch):
                 return
-            in_a_row %= IN_A_ROW
 
     def _is_dead(self, how: dict[str, Any], stop: Event) -> bool:
         found = self._answer(Question("", "Say yes."), how | {"max_tokens": 1}, stop)
