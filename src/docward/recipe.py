@@ -187,7 +187,7 @@ class TuningSection(Section):
     max_length: Annotated[int, Field(ge=16)] = 1024
     max_batch_tokens: Annotated[int, Field(ge=16)] = Field(2048, description="most tokens of one forward and backward pass, which is what memory grows with")
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
-    num_train_epochs: Annotated[float, Field(gt=0)] = 3
+    num_train_epochs: Annotated[float, Field(ge=0)] = Field(3, description="passes over the data; 0: no steps, what is fitted for the refusal_token is all")
     per_device_train_batch_size: Count = 4
     gradient_accumulation_steps: Count = 2
     lr_scheduler_type: Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"] = "cosine"
@@ -219,6 +219,8 @@ class TuningSection(Section):
     def _goes_together(self) -> TuningSection:
         if self.load_in_4bit and self.load_in_8bit:
             raise ValueError("load_in_4bit and load_in_8bit are both set. Keep one.")
+        if not self.num_train_epochs and (self.refusal_token is None or not self.use_peft):
+            raise ValueError("num_train_epochs is 0, and nothing is fitted without a refusal_token and an adapter. Set refusal_token to auto, or more epochs.")
         if not self.use_peft:
             of_adapters = {"load_in_4bit", "load_in_8bit", "use_dora", "use_rslora", "anchor_weight"}
             fields = {name: field for name, field in type(self).model_fields.items() if name in of_adapters or name.startswith("lora_")}

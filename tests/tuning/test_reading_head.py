@@ -9,7 +9,7 @@ from docward.recipe import TuningSection
 from docward.tuning.adapters import prepare
 from docward.tuning.losses import example_nll
 from docward.tuning.packing import pass_of
-from docward.tuning.reading_head import Place, give_reading_head, reading_direction, reading_place, unseen_direction, write_head
+from docward.tuning.reading_head import Place, give_reading_head, listening_direction, reading_direction, reading_place, unseen_direction, write_head
 from docward.tuning.refusal_row import begin_from_a_fit
 from docward.tuning.refusal_token import refusal_token_id
 from docward.tuning.sharing import shared_layout
@@ -157,6 +157,30 @@ def test_what_stands_around_a_document_counts_for_nothing():
     found = reading_direction(means, frames, refuse, torch.ones(300))
     assert found[0] > 3 * found[2:].abs().max()
     assert ((frames - means.mean(0)) @ found).abs().max() < 1e-4
+
+
+def test_the_mean_document_is_written_as_nothing():
+    draw = torch.Generator().manual_seed(0)
+    means = torch.randn(300, 32, generator=draw) + 10 * torch.randn(32, generator=draw)
+    found = reading_direction(means, means, means[:, 0] > means[:, 0].mean(), torch.ones(300))
+    score = means @ found
+    assert abs(float(score.mean())) < 1e-4 * float(score.std())
+
+
+def test_what_is_written_is_heard_beside_what_else_varies():
+    """In the direction in which it is written something louder speaks, which is heard elsewhere, too, and so can be told from it."""
+    draw = torch.Generator().manual_seed(0)
+    score, noise = torch.randn(400, generator=draw), 3 * torch.randn(400, generator=draw)
+    states = 0.1 * torch.randn(400, 32, generator=draw) + 5
+    states[:, 0] += score + noise
+    states[:, 1] += noise
+    heard = states @ listening_direction(states[:300], score[:300])
+
+    def told(found):
+        return float(torch.corrcoef(torch.stack([found[300:], score[300:]]))[0, 1])
+
+    assert told(states[:, 0]) < 0.5
+    assert told(heard) > 0.9
 
 
 def qwen(**more):

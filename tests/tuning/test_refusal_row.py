@@ -15,7 +15,7 @@ from docward.tuning import refusal_row
 from docward.tuning.adapters import prepare
 from docward.tuning.losses import decision_nll, example_nll
 from docward.tuning.packing import Row, group_of, pass_of
-from docward.tuning.refusal_row import RIDGE, _choices, begin_from_a_fit, logistic_row
+from docward.tuning.refusal_row import HEAT, RIDGE, _choices, begin_from_a_fit, logistic_row
 from docward.tuning.refusal_token import refusal_token_id
 from docward.tuning.sharing import shared_layout
 from docward.tuning.tuning import training_groups
@@ -65,7 +65,21 @@ def test_the_fit_is_that_of_scikit_learn():
     states[:, 6] += 1e-3 * torch.randn(300, generator=draw)
     found = logistic_row(states, torch.zeros(300), refuse, torch.zeros(7), torch.eye(7), torch.ones(300))
     peer = LogisticRegression(C=1 / RIDGE, fit_intercept=False, class_weight="balanced", tol=1e-8, max_iter=1000).fit(states / states.std(0), refuse)
-    assert torch.allclose(found * states.std(0), torch.tensor(peer.coef_[0], dtype=torch.float32), atol=2e-3)
+    assert torch.allclose(found / HEAT * states.std(0), torch.tensor(peer.coef_[0], dtype=torch.float32), atol=2e-3)
+
+
+def test_what_the_other_tokens_do_by_chance_decides_little(monkeypatch):
+    draw = torch.Generator().manual_seed(3)
+    states, others = torch.randn(400, 1, generator=draw), 3 * torch.randn(400, generator=draw)
+    refuse = (states[:, 0] + 0.5 * torch.randn(400, generator=draw)) > 0
+
+    def ranked():
+        score = states @ logistic_row(states, others, refuse, torch.zeros(1), torch.eye(1), torch.ones(400)) - others
+        return float((score[refuse].unsqueeze(1) > score[~refuse]).float().mean())
+
+    loud = ranked()
+    monkeypatch.setattr(refusal_row, "HEAT", 1.0)
+    assert loud > 0.85 > ranked() + 0.1
 
 
 def test_the_fit_heeds_weights_and_keeps_to_the_directions_it_is_given():
@@ -81,8 +95,8 @@ def test_the_fit_heeds_weights_and_keeps_to_the_directions_it_is_given():
         logistic_row(doubled, torch.zeros(250), torch.cat([refuse, refuse[:50]]), torch.zeros(3), torch.eye(3)[:2], twice[0]),
         logistic_row(states, torch.zeros(200), refuse, torch.zeros(3), torch.eye(3)[:2], twice[1]),
     )
-    assert torch.allclose(*both, atol=0.02)
-    assert not torch.allclose(both[1], logistic_row(states, torch.zeros(200), refuse, torch.zeros(3), torch.eye(3)[:2], torch.ones(200)), atol=0.02)
+    assert torch.allclose(*both, atol=0.02 * HEAT)
+    assert not torch.allclose(both[1], logistic_row(states, torch.zeros(200), refuse, torch.zeros(3), torch.eye(3)[:2], torch.ones(200)), atol=0.02 * HEAT)
 
 
 def test_the_row_is_fitted_where_refusals_begin_and_against_each_token_of_all_other_answers(tiny):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from docward.errors import ModelError, TuningError
+from docward.errors import ModelError, RecipeError, TuningError
 from docward.models import load
 from docward.recipe import TuningSection
 from docward.tuning.checkpoints import FINISHED
@@ -91,3 +91,23 @@ def test_only_layers_from_the_first_one_up_are_adapted(tiny_folder, tmp_path):
     names = tuned(tiny_folder, tmp_path, lora_first_layer=1, num_train_epochs=1)
     assert names
     assert all(".layers.1." in name for name in names)
+
+
+def test_without_steps_the_fit_is_what_is_kept(with_token, tmp_path):
+    again = [tuned(with_token, tmp_path / name, refusal_token="auto", num_train_epochs=0, lora_dropout=0.0) for name in ("first", "again")]
+    stepped = tuned(with_token, tmp_path / "stepped", refusal_token="auto", num_train_epochs=1, lora_dropout=0.0)
+    assert again[0].keys() == again[1].keys() == stepped.keys()
+    assert all(torch.equal(again[0][name], again[1][name]) for name in stepped)
+    assert any(not torch.equal(again[0][name], stepped[name]) for name in stepped)
+    moved = {name for name, weight in again[0].items() if "lora_B" in name and weight.any()}
+    assert sorted(name.split("self_attn.")[1] for name in moved) == [f"{part}_proj.lora_B.weight" for part in "oqv"], "one head alone"
+    assert [place.name for place in (tmp_path / "first").iterdir()] == ["adapter"]
+
+
+def test_without_steps_and_without_a_token_to_spare_nothing_would_be_learned(tiny_folder, tmp_path):
+    with pytest.raises(RecipeError, match=r"num_train_epochs is 0, and nothing was fitted: .* has no token to spare"):
+        tuned(tiny_folder, tmp_path, refusal_token="auto", num_train_epochs=0)
+    with pytest.raises(ValueError, match=r"num_train_epochs is 0, and nothing is fitted without a refusal_token and an adapter"):
+        section(num_train_epochs=0)
+    with pytest.raises(ValueError, match=r"num_train_epochs is 0"):
+        section(num_train_epochs=0, refusal_token="auto", use_peft=False)

@@ -18,11 +18,12 @@ from docward.recipe import TuningSection
 from docward.tuning.losses import DEFENSE, forward_inputs
 from docward.tuning.packing import Compute, Group, fit_passes, pass_of
 
-C = 0.001  # inverse penalty of the logistic regression, on states of unit variance
-LOUD = 0.04  # spread of what is written, as a share of the state's length
+C = 0.01  # inverse penalty of the logistic regression, on states of unit variance
+LOUD = 0.05  # spread of what is written, as a share of the state's length
 FRAMES = 8  # directions of instructions and chat template that are not read
 SOME = 7
-STILL = 10.0  # how much a direction's own spread counts against it, beside what it does to the logits
+STILL = 100.0  # how much a direction's own spread counts against it, beside what it does to the logits
+RIDGE = 10.0  # penalty of the linear regression that listens, on states of unit variance
 PARTS = ("q_proj", "v_proj", "o_proj")
 Progress = Callable[[str, int, int], None]
 
@@ -82,7 +83,7 @@ class Read:
 def give_reading_head(
     model: Any, place: Place, groups: Sequence[Group], section: TuningSection, compute: Compute, progress: Progress = lambda *_: None
 ) -> torch.Tensor:
-    """Write the head into a fresh adapter; gives what the refusal token's row has to add so as to hear it, (size,), float32.
+    """Write the head into a fresh adapter; gives the direction of the output layer's input along which it is heard, (size,), float32.
 
     Args:
         model: with the adapter, in the layout that `compute` wants.
@@ -93,30 +94,30 @@ def give_reading_head(
         progress: told how many passes are done.
     """
     attention = model.base_model.model.get_decoder().layers[place.layer].self_attn
-    read = _read(model, attention, place, groups, section, compute, progress)
+    passes = fit_passes(groups, section.max_batch_tokens, compute)
+    read = _read(model, attention, place, passes, compute, progress)
     head, wanted, direction = int(read.work.argmin()), reading_direction(read.means, read.frames, read.refuse, read.weights), unseen_direction(model, read.last)
-    write_head(attention, place.size, head, wanted, direction, loud=LOUD * read.length / float((read.means @ wanted).std()))
-    heard = _last_norm(model) * direction
-    return heard / heard.square().sum()
+    score = read.means @ wanted
+    write_head(attention, place.size, head, wanted, direction, loud=LOUD * read.length / float(score.std().clamp(min=1e-9)))
+    return listening_direction(_beginnings(model, passes, compute, progress), score)
 
 
-def _read(model: Any, attention: Any, place: Place, groups: Sequence[Group], section: TuningSection, compute: Compute, progress: Progress) -> Read:
+def _read(model: Any, attention: Any, place: Place, passes: Sequence[Sequence[Group]], compute: Compute, progress: Progress) -> Read:
     found: dict[str, torch.Tensor] = {}
     out = attention.o_proj.weight.float().view(-1, attention.o_proj.in_features // place.size, place.size)
-    layer = model.base_model.model.get_decoder().layers[place.layer]
+    decoder = model.base_model.model.get_decoder()
     hooks = [
         attention.q_proj.register_forward_pre_hook(lambda _, given: found.update(states=given[0])),
         attention.o_proj.register_forward_pre_hook(lambda _, given: found.update(heads=given[0])),
-        layer.register_forward_pre_hook(lambda _, given: found.update(entering=given[0])),
-        model.base_model.model.get_decoder().norm.register_forward_pre_hook(lambda _, given: found.update(last=given[0])),
+        decoder.layers[place.layer].register_forward_pre_hook(lambda _, given: found.update(entering=given[0])),
+        decoder.norm.register_forward_pre_hook(lambda _, given: found.update(last=given[0])),
     ]
-    passes = fit_passes(groups, section.max_batch_tokens, compute)
     means, frames, refuse, weights, work, lengths, last = [], [], [], [], [], [], []
     try:
         for done, one in enumerate(passes):
             progress("what tells intent: passes", done, len(passes))
-            batch = {name: value.to(model.device) if isinstance(value, torch.Tensor) else value for name, value in pass_of(one, compute=compute, pad=0).items()}
-            model(**forward_inputs(batch), logits_to_keep=1, use_cache=False)
+            batch = _batch(model, one, compute)
+            decoder(**forward_inputs(batch), use_cache=False)
             states = found["states"].flatten(0, -2)
             for prompt, document in zip(batch["prompts"], batch["documents"], strict=True):
                 text, whole = (states[places].float().sum(0) for places in (document, prompt))
@@ -143,11 +144,45 @@ def _read(model: Any, attention: Any, place: Place, groups: Sequence[Group], sec
     )
 
 
+def _batch(model: Any, groups: Sequence[Group], compute: Compute) -> dict[str, Any]:
+    return {name: value.to(model.device) if isinstance(value, torch.Tensor) else value for name, value in pass_of(groups, compute=compute, pad=0).items()}
+
+
+def _beginnings(model: Any, passes: Sequence[Sequence[Group]], compute: Compute, progress: Progress) -> torch.Tensor:
+    """What enters the output layer where each row's answer begins, (rows, size), float32."""
+    found = []
+    for done, one in enumerate(passes):
+        progress("how it is heard: passes", done, len(passes))
+        batch = _batch(model, one, compute)
+        states = model.base_model.model.get_decoder()(**forward_inputs(batch), use_cache=False).last_hidden_state.flatten(0, -2)
+        found.append(states[[int(prompt[-1]) for prompt in batch["prompts"]]].float())
+    return torch.cat(found)
+
+
+def listening_direction(states: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
+    """The direction along which states follow the score best, by ridge regression on the score in units of its spread.
+
+    What is written has to be told from all else that states vary by, so this is not the direction in which it is written.
+
+    Args:
+        states: (rows, size).
+        score: (rows,).
+
+    Returns:
+        (size,), float32.
+    """
+    spread = states.std(0).clamp(min=1e-6)
+    seen, wanted = ((states - states.mean(0)) / spread).double(), ((score - score.mean()) / score.std().clamp(min=1e-9)).double()
+    found = torch.linalg.solve(seen.T @ seen + RIDGE * torch.eye(seen.shape[1], dtype=seen.dtype, device=seen.device), seen.T @ wanted)
+    return found.float() / spread
+
+
 def reading_direction(means: torch.Tensor, frames: torch.Tensor, refuse: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """The direction that tells the rows to refuse from all others best, by logistic regression; both sides weigh the same.
 
-    It is one on which instructions and chat template differ from the mean document by nothing (FRAMES directions of theirs are taken out): the head reads them
-    too, and else a long document would be read otherwise than a short one.
+    The mean document gives nothing on it: whatever it gave would be written beside every text and disturb the model for nothing. And instructions and chat
+    template differ by nothing from the mean document on it (FRAMES directions of theirs are taken out): the head reads them too, and else a long document would
+    be read otherwise than a short one.
 
     Args:
         means: of documents, (rows, size).
@@ -160,9 +195,12 @@ def reading_direction(means: torch.Tensor, frames: torch.Tensor, refuse: torch.T
     """
     from sklearn.linear_model import LogisticRegression
 
-    _, strengths, directions = torch.linalg.svd(frames - means.mean(0), full_matrices=False)
+    middle = means.mean(0)
+    always = middle / middle.norm().clamp(min=1e-9)
+    differ = frames - middle
+    _, strengths, directions = torch.linalg.svd(differ - torch.outer(differ @ always, always), full_matrices=False)
     most = min(FRAMES, means.shape[1] // 16)
-    around = directions[:most][strengths[:most] > 1e-6 * means.norm(dim=1).max()].T
+    around = torch.cat([always.unsqueeze(0), directions[:most][strengths[:most] > 1e-6 * means.norm(dim=1).max()]]).T
     inside = means - (means @ around) @ around.T
     truth, spread = refuse.cpu().numpy(), means.std(0).clamp(min=1e-6)
     shares = weights.double().cpu().numpy().copy()

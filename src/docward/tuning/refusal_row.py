@@ -26,6 +26,7 @@ from docward.tuning.refusal_token import refusal_token_id
 
 MOST_ROWS = 600  # enough for a few hundred weights, and half a minute
 RIDGE = 100.0  # of the penalty, on states of unit variance (1 / C in scikit-learn)
+HEAT = 8.0  # log-odds are margins divided by it: the louder the row, the less the other tokens' own ups and downs decide, which tell nothing of intent
 
 
 def begin_from_a_fit(
@@ -35,8 +36,8 @@ def begin_from_a_fit(
     section: TuningSection,
     compute: Compute,
     progress: Callable[[str, int, int], None] = lambda *_: None,
-) -> None:
-    """Give the model a head that reads, where it can have one, and the refusal token's row; nothing happens where the model has no token to spare.
+) -> bool:
+    """Give the model a head that reads, where it can have one, and the refusal token's row; False where the model has no token to spare.
 
     Args:
         loaded: the model's tokenizer.
@@ -49,12 +50,13 @@ def begin_from_a_fit(
     token = refusal_token_id(loaded, section.refusal_token)
     rows = token_rows(model)
     if token is None or not rows:
-        return
+        return False
     place = reading_place(loaded.model, section)
     heard = give_reading_head(model, place, groups, section, compute, progress) if place else None
     found = processes.on_main(lambda: _fitted(model, groups, section, compute, token, rows[-1], heard, progress))
     with torch.no_grad():
         rows[-1].copy_(torch.tensor(found, dtype=rows[-1].dtype, device=rows[-1].device).expand_as(rows[-1]))
+    return True
 
 
 def _fitted(
@@ -106,7 +108,7 @@ def _choices(model: Any, batch: dict[str, Any], token: int) -> tuple[torch.Tenso
 def logistic_row(
     states: torch.Tensor, others: torch.Tensor, refuse: torch.Tensor, start: torch.Tensor, along: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """The row w = start + moves @ along whose margins, states @ w - others, fit `refuse` best as log-odds; both sides weigh the same.
+    """The row w = start + moves @ along whose margins, states @ w - others, divided by HEAT fit `refuse` best as log-odds; both sides weigh the same.
 
     Args:
         states: (examples, size).
@@ -130,10 +132,10 @@ def logistic_row(
 
     def loss() -> torch.Tensor:
         search.zero_grad()
-        value = binary_cross_entropy_with_logits(fixed + scaled @ moves, wanted, weight=shares) + ridge * moves.square().sum() / (2 * len(states))
+        value = binary_cross_entropy_with_logits(fixed / HEAT + scaled @ moves, wanted, weight=shares) + ridge * moves.square().sum() / (2 * len(states))
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     with torch.enable_grad():
         search.step(loss)  # type: ignore[no-untyped-call]
-    return start + (moves.detach() / scale) @ along
+    return start + HEAT * (moves.detach() / scale) @ along

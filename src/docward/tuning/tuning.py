@@ -112,7 +112,7 @@ def tune(
     import torch
     from transformers import set_seed
 
-    from docward.tuning.adapters import prepare
+    from docward.tuning.adapters import prepare, save_tuned
     from docward.tuning.checkpoints import clear
     from docward.tuning.frozen import frozen_below
     from docward.tuning.fused import fused
@@ -137,16 +137,21 @@ def tune(
         stack.enter_context(fused(model))
         first = 0 if processes.spread() else section.lora_first_layer  # no process has all the weights on its accelerator
         frozen = stack.enter_context(frozen_below(loaded, data, first, compute, progress))
-        if section.refusal_token is not None and not processes.spread():
-            begin_from_a_fit(loaded, model, data, section, compute, progress)
+        fitted = section.refusal_token is not None and not processes.spread() and begin_from_a_fit(loaded, model, data, section, compute, progress)
 
         @contextmanager
         def whole() -> Iterator[None]:
             with frozen.whole(), attention(model, plain):
                 yield
 
-        with torch.enable_grad():
-            _train(loaded, model, data, section, compute=compute, whole=whole, run=run, seed=seed, probe=probe, progress=progress, clock=clock)
+        if section.num_train_epochs:
+            with torch.enable_grad():
+                _train(loaded, model, data, section, compute=compute, whole=whole, run=run, seed=seed, probe=probe, progress=progress, clock=clock)
+        elif fitted:
+            processes.on_main(lambda: save_tuned(loaded, model, run / ADAPTER))
+        else:
+            why_not = "weights are spread over processes" if processes.spread() else f"{loaded.name} has no token to spare"
+            raise RecipeError(f"tuning.num_train_epochs is 0, and nothing was fitted: {why_not}. Set more epochs.")
     if processes.rank() == 0:
         clear(run / "checkpoints")
     return Tuned(tuned_folder(run), sum(one.dropped > 0 for one in rendered), sum(one.dropped for one in rendered), why)
