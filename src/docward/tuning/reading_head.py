@@ -19,7 +19,7 @@ from docward.tuning.losses import DEFENSE, forward_inputs
 from docward.tuning.packing import Compute, Group, fit_passes, pass_of
 
 C = 0.01  # inverse penalty of the logistic regression, on states of unit variance
-LOUD = 0.05  # spread of what is written, as a share of the state's length
+LOUD = 0.1  # spread of what is written, as a share of the state's length
 FRAMES = 8  # directions of instructions and chat template that are not read
 SOME = 7
 STILL = 100.0  # how much a direction's own spread counts against it, beside what it does to the logits
@@ -99,7 +99,8 @@ def give_reading_head(
     head, wanted, direction = int(read.work.argmin()), reading_direction(read.means, read.frames, read.refuse, read.weights), unseen_direction(model, read.last)
     score = read.means @ wanted
     write_head(attention, place.size, head, wanted, direction, loud=LOUD * read.length / float(score.std().clamp(min=1e-9)))
-    return listening_direction(_beginnings(model, passes, compute, progress), score)
+    states, rows = _answers(model, passes, compute, progress)
+    return listening_direction(states, score[rows])
 
 
 def _read(model: Any, attention: Any, place: Place, passes: Sequence[Sequence[Group]], compute: Compute, progress: Progress) -> Read:
@@ -148,15 +149,24 @@ def _batch(model: Any, groups: Sequence[Group], compute: Compute) -> dict[str, A
     return {name: value.to(model.device) if isinstance(value, torch.Tensor) else value for name, value in pass_of(groups, compute=compute, pad=0).items()}
 
 
-def _beginnings(model: Any, passes: Sequence[Sequence[Group]], compute: Compute, progress: Progress) -> torch.Tensor:
-    """What enters the output layer where each row's answer begins, (rows, size), float32."""
-    found = []
+def _answers(model: Any, passes: Sequence[Sequence[Group]], compute: Compute, progress: Progress) -> tuple[torch.Tensor, torch.Tensor]:
+    """What enters the output layer where answers begin and, of benign ones, at every SOME-th later place.
+
+    (places, size), float32; and whose each is, (places,), by the order of rows in the passes.
+    """
+    found, rows, before = [], [], 0
     for done, one in enumerate(passes):
         progress("how it is heard: passes", done, len(passes))
         batch = _batch(model, one, compute)
         states = model.base_model.model.get_decoder()(**forward_inputs(batch), use_cache=False).last_hidden_state.flatten(0, -2)
-        found.append(states[[int(prompt[-1]) for prompt in batch["prompts"]]].float())
-    return torch.cat(found)
+        wanted, refused = batch["answer"].clone(), torch.tensor([term == DEFENSE for term in batch["terms"]], device=states.device)
+        wanted &= (torch.arange(len(wanted), device=states.device) % SOME == 0) & ~refused[batch["owner"]]
+        wanted[batch["first"]] = True
+        places = batch["keep"].flatten().nonzero()[:, 0][batch["source"][batch["pair"][wanted]]]
+        found.append(states[places].float())
+        rows.append(batch["owner"][wanted] + before)
+        before += len(refused)
+    return torch.cat(found), torch.cat(rows)
 
 
 def listening_direction(states: torch.Tensor, score: torch.Tensor) -> torch.Tensor:

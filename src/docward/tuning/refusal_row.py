@@ -26,7 +26,8 @@ from docward.tuning.refusal_token import refusal_token_id
 
 MOST_ROWS = 600  # enough for a few hundred weights, and half a minute
 RIDGE = 100.0  # of the penalty, on states of unit variance (1 / C in scikit-learn)
-HEAT = 8.0  # log-odds are margins divided by it: the louder the row, the less the other tokens' own ups and downs decide, which tell nothing of intent
+LATER = 4.0  # weight of all later places of a benign answer, beside its first: the token must not come up at any of them
+HEAT = 4.0  # log-odds are margins divided by it: the louder the row, the less the other tokens' own ups and downs decide, which tell nothing of intent
 
 
 def begin_from_a_fit(
@@ -75,7 +76,7 @@ def _fitted(
     if heard is not None:
         means = [states[first].mean(0), states[~first].mean(0)] if (~first).any() else [states.mean(0)]
         along = torch.stack([heard, *(mean / mean.square().sum() for mean in means)])
-    return logistic_row(states, others, refuse, start, along, weights).tolist()
+    return logistic_row(states, others, refuse, start, along, torch.where(first, 1, LATER) * weights, first).tolist()
 
 
 @torch.no_grad()
@@ -106,7 +107,13 @@ def _choices(model: Any, batch: dict[str, Any], token: int) -> tuple[torch.Tenso
 
 
 def logistic_row(
-    states: torch.Tensor, others: torch.Tensor, refuse: torch.Tensor, start: torch.Tensor, along: torch.Tensor, weights: torch.Tensor
+    states: torch.Tensor,
+    others: torch.Tensor,
+    refuse: torch.Tensor,
+    start: torch.Tensor,
+    along: torch.Tensor,
+    weights: torch.Tensor,
+    first: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The row w = start + moves @ along whose margins, states @ w - others, divided by HEAT fit `refuse` best as log-odds; both sides weigh the same.
 
@@ -117,12 +124,13 @@ def logistic_row(
         start: (size,), where the search begins and what the penalty draws towards.
         along: (directions, size), in which the row may move.
         weights: (examples,), relative within a side.
+        first: boolean (examples,), those in which the sides are to weigh the same; all others come on top. Default: all.
 
     Returns:
         (size,), float32.
     """
-    wanted = refuse.float()
-    shares = torch.where(refuse, 0.5 / (weights * wanted).mean().clamp(min=1e-6), 0.5 / (weights * (1 - wanted)).mean().clamp(min=1e-6)) * weights
+    wanted, begun = refuse.float(), torch.ones_like(refuse) if first is None else first
+    shares = torch.where(refuse, 0.5 / (weights * refuse * begun).mean().clamp(min=1e-6), 0.5 / (weights * ~refuse * begun).mean().clamp(min=1e-6)) * weights
     seen = states @ along.T
     scale = seen.std(0).clamp(min=1e-6)
     scaled, fixed = seen / scale, states @ start - others
