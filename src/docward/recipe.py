@@ -221,6 +221,8 @@ class TuningSection(Section):
             raise ValueError("load_in_4bit and load_in_8bit are both set. Keep one.")
         if not self.num_train_epochs and (self.refusal_token is None or not self.use_peft):
             raise ValueError("num_train_epochs is 0, and nothing is fitted without a refusal_token and an adapter. Set refusal_token to auto, or more epochs.")
+        if not self.num_train_epochs and self.eval_steps is not None:
+            raise ValueError("num_train_epochs is 0, so there are no steps for eval_steps to probe at. Leave one of them out.")
         if not self.use_peft:
             of_adapters = {"load_in_4bit", "load_in_8bit", "use_dora", "use_rslora", "anchor_weight"}
             fields = {name: field for name, field in type(self).model_fields.items() if name in of_adapters or name.startswith("lora_")}

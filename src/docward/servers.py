@@ -124,24 +124,27 @@ class Server:
             ModelError: the server knows no such model, or the key is wrong.
         """
         how = {"model": self.name, "max_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-        rest, turn, stop, in_a_row = iter(questions), Lock(), Event(), 0
+        rest, turn, counting, stop, in_a_row = iter(questions), Lock(), Lock(), Event(), 0
         came: SimpleQueue[Answer | Failure | Exception | None] = SimpleQueue()
 
         def work() -> None:
             nonlocal in_a_row
             try:
-                while not stop.is_set():
+                while True:
                     with turn:  # held while one finds out whether the server is gone: nobody begins another question before that is known
-                        if in_a_row >= IN_A_ROW and self._is_dead(how, stop):
-                            raise _GoneError
-                        in_a_row %= IN_A_ROW
                         question = None if stop.is_set() else next(rest, None)
+                        if question is not None and in_a_row >= IN_A_ROW:
+                            if self._is_dead(how, stop) and in_a_row >= IN_A_ROW:  # an answer may have come meanwhile
+                                stop.set()
+                                raise _GoneError
+                            with counting:
+                                in_a_row = 0
                     if question is None:
                         break
                     said = self._fitted(question, how, stop, max_length)
-                    with turn:
-                        in_a_row = 0 if isinstance(said, Answer) else in_a_row + (not said.own)
                     came.put(said)
+                    with counting:
+                        in_a_row = 0 if isinstance(said, Answer) else in_a_row + (not said.own)
             except Exception as error:  # raised again where the answers are taken
                 came.put(error)
             finally:

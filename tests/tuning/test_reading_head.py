@@ -1,15 +1,28 @@
 """A head that reads: what it writes, what it leaves alone, and which head gets the job."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from docward.models import Loaded, load
 from docward.recipe import TuningSection
+from docward.tuning import reading_head
 from docward.tuning.adapters import prepare
 from docward.tuning.losses import example_nll
-from docward.tuning.packing import pass_of
-from docward.tuning.reading_head import Place, give_reading_head, listening_direction, reading_direction, reading_place, unseen_direction, write_head
+from docward.tuning.packing import fit_passes, pass_of
+from docward.tuning.reading_head import (
+    Place,
+    Spread,
+    _answers,
+    give_reading_head,
+    listening_direction,
+    reading_direction,
+    reading_place,
+    unseen_direction,
+    write_head,
+)
 from docward.tuning.refusal_row import begin_from_a_fit
 from docward.tuning.refusal_token import refusal_token_id
 from docward.tuning.sharing import shared_layout
@@ -121,17 +134,79 @@ def test_a_fit_alone_tells_training_documents_apart(tokened, compute):
     assert ranked() > max(0.8, before)
 
 
-def test_the_direction_moves_logits_little_and_lies_where_states_are_alike(tokened):
+def test_the_direction_is_heeded_little_and_lies_where_states_are_alike(tokened):
     model, draw = prepare(tokened, SECTION), torch.Generator().manual_seed(0)
     base = model.base_model.model
-    norm, seen = base.get_decoder().norm.weight.detach(), base.get_output_embeddings().weight.detach()
+    layers = base.get_decoder().layers
+    parts = [(base.get_output_embeddings().weight, base.get_decoder().norm.weight)]
+    parts += [(getattr(layers[-1].self_attn, name).base_layer.weight, layers[-1].input_layernorm.weight) for name in ("q_proj", "k_proj", "v_proj")]
     draws = torch.nn.functional.normalize(torch.randn(20, 32, generator=draw), dim=1)
     last = torch.randn(200, 32, generator=draw)
-    found = unseen_direction(model, last)
-    assert (seen @ (norm * found)).norm() < 1.05 * (seen @ (draws * norm).T).norm(dim=0).mean()
+    found = unseen_direction(model, torch.cov(last.T), len(layers) - 2)
+    quiet = unseen_direction(model, 1e-9 * torch.eye(32), len(layers) - 2)
+
+    def moved(directions):
+        with torch.no_grad():
+            return sum(float(((weight * norm) @ directions.T).norm() / (weight * norm).norm()) for weight, norm in parts) / len(directions) ** 0.5
+
+    assert moved(found.unsqueeze(0)) < 1.05 * moved(draws)
+    assert moved(quiet.unsqueeze(0)) < 0.95 * moved(draws)
     assert (last @ found).std() < (last @ draws.T).std(0).min()
     loud = last + 1000 * torch.randn(200, 1, generator=draw) * found
-    assert (unseen_direction(model, loud) @ found).abs() < 0.1
+    assert (unseen_direction(model, torch.cov(loud.T), len(layers) - 2) @ found).abs() < 0.1
+
+
+def test_what_stands_behind_the_head_is_asked_and_what_stands_before_is_not(tokened):
+    model = prepare(tokened, SECTION)
+    layers = model.base_model.model.get_decoder().layers
+    alike = torch.eye(32)
+    was = unseen_direction(model, alike, len(layers) - 2)
+    with torch.no_grad():
+        layers[-2].self_attn.q_proj.base_layer.weight += 100 * torch.outer(torch.ones(32), was)
+    assert torch.allclose(unseen_direction(model, alike, len(layers) - 2), was)
+    for layer in (-1, -2):  # the head's own layer has its MLP behind it
+        was, weight = unseen_direction(model, alike, len(layers) - 2), layers[layer].mlp.up_proj.base_layer.weight
+        with torch.no_grad():
+            weight += 100 * torch.outer(torch.ones(len(weight)), was)
+        assert (unseen_direction(model, alike, len(layers) - 2) @ was).abs() < 0.2
+
+
+@pytest.mark.parametrize("compute", ["rows", "shared"])
+def test_what_is_heard_stands_where_answers_begin_and_goes_on_of_its_own_row(tokened, compute, monkeypatch):
+    monkeypatch.setattr(reading_head, "SOME", 1)
+    groups, _ = training_groups(tokened, training_examples(), SECTION)
+    model = prepare(tokened, SECTION)
+    passes = fit_passes(groups, 600, compute)
+    assert len(passes) > 1
+    with shared_layout(model) if compute == "shared" else nullcontext():
+        states, rows = _answers(model, passes, compute, lambda *_: None)
+    wanted, owners = [], []
+    for number, row in enumerate(row for one in passes for group in one for row in group.rows):
+        with torch.no_grad():
+            whole = model.base_model.model.get_decoder()(torch.tensor([row.rendered.ids])).last_hidden_state[0]
+        places = range(row.rendered.answer_start - 1, len(row.rendered.ids) - 1 if row.term != "defense" else row.rendered.answer_start)
+        wanted += [whole[place] for place in places]
+        owners += [number] * len(places)
+    order = torch.argsort(rows, stable=True)
+    assert rows[order].tolist() == owners
+    assert torch.allclose(states[order], torch.stack(wanted), atol=1e-4)
+
+
+def test_where_rows_show_no_difference_no_head_is_written(tokened):
+    examples = training_examples()
+    section = SECTION.model_copy(update={"benign_weight": 0.0, "general_weight": 0.0})
+    groups, _ = training_groups(tokened, examples, section)
+    model = prepare(tokened, section)
+    place = reading_place(tokened.model, section)
+    assert give_reading_head(model, place, groups, section, "rows") is None
+    assert not attention_of(model, place.layer).v_proj.get_delta_weight("default").any()
+
+
+def test_the_covariance_is_that_of_all_states_at_once():
+    states, spread = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) + 3, Spread()
+    for some in states.split(7):
+        spread.add(some)
+    assert torch.allclose(spread.covariance(), torch.cov(states.T, correction=0), atol=1e-5)
 
 
 def test_directions_heed_weights(tokened):
@@ -197,6 +272,8 @@ def qwen(**more):
         (LlamaForCausalLM(LlamaConfig(**SHAPE)), {"lora_target_modules": ["q_proj", "v_proj"]}, None),
         (LlamaForCausalLM(LlamaConfig(**SHAPE, attention_bias=True)), {}, None),
         (qwen(), {}, None),  # norms on its queries
+        (GemmaForCausalLM(GemmaConfig(**SHAPE)), {}, None),  # norms that multiply by one more than their weight
+        (Gemma2ForCausalLM(Gemma2Config(**SHAPE)), {}, None),  # norms behind attention, too
     ],
 )
 def test_where_the_head_can_be(model, section, place):

@@ -64,8 +64,10 @@ def test_the_fit_is_that_of_scikit_learn():
     states = torch.cat([states, torch.ones(300, 1)], 1) * torch.tensor([1.0, 1, 1, 1, 1, 1, 1])
     states[:, 6] += 1e-3 * torch.randn(300, generator=draw)
     found = logistic_row(states, torch.zeros(300), refuse, torch.zeros(7), torch.eye(7), torch.ones(300))
-    peer = LogisticRegression(C=1 / RIDGE, fit_intercept=False, class_weight="balanced", tol=1e-8, max_iter=1000).fit(states / states.std(0), refuse)
-    assert torch.allclose(found / HEAT * states.std(0), torch.tensor(peer.coef_[0], dtype=torch.float32), atol=2e-3)
+    peer = LogisticRegression(C=1 / RIDGE, fit_intercept=False, class_weight="balanced", tol=1e-8, max_iter=1000).fit(
+        states / states.std(0, correction=0), refuse
+    )
+    assert torch.allclose(found / HEAT * states.std(0, correction=0), torch.tensor(peer.coef_[0], dtype=torch.float32), atol=2e-3)
 
 
 def test_what_the_other_tokens_do_by_chance_decides_little(monkeypatch):
@@ -130,6 +132,31 @@ def test_the_row_is_fitted_where_refusals_begin_and_against_each_token_of_all_ot
     logits[9] = -torch.inf
     assert others[2] == pytest.approx(float(logits.max()), abs=1e-5)
     assert states.shape == (4, 32)
+
+
+def test_all_labels_are_among_the_rows_that_the_token_is_fitted_on(with_token, monkeypatch):
+    """They take turns in the data: every third document would be of one label."""
+    monkeypatch.setattr(refusal_row, "MOST_ROWS", 6)
+    monkeypatch.setattr(refusal_row, "reading_place", lambda *_: None)
+    loaded = load(str(with_token), dtype="float32")
+    groups, _ = training_groups(loaded, training_examples(), SECTION)
+    mixed = [
+        group
+        for turn in zip(*([one for one in groups if one.rows[0].term == term] for term in ("defense", "benign", "benign")), strict=False)
+        for group in turn
+    ] * 6
+    seen = []
+    monkeypatch.setattr(refusal_row, "fit_passes", lambda some, *_: seen.extend(some) or [some])
+    begin_from_a_fit(loaded, prepare(loaded, SECTION), mixed, SECTION, "rows")
+    assert {group.rows[0].term for group in seen} == {"defense", "benign"}
+    assert len(seen) < len(mixed)
+
+
+def test_nothing_is_fitted_where_logits_are_scaled(with_token):
+    loaded = load(str(with_token), dtype="float32")
+    groups, _ = training_groups(loaded, training_examples(), SECTION)
+    loaded.model.config.logit_scale = 0.25
+    assert begin_from_a_fit(loaded, prepare(loaded, SECTION), groups, SECTION, "rows") is False
 
 
 @pytest.mark.parametrize("compute", ["rows", "shared"])

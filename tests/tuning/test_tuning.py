@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from docward.errors import ModelError, RecipeError, TuningError
 from docward.models import load
 from docward.recipe import TuningSection
+from docward.tuning.adapters import token_rows, with_lora
 from docward.tuning.checkpoints import FINISHED
 from docward.tuning.tuning import tune
 from killed import kill_when, started
@@ -101,6 +102,9 @@ def test_without_steps_the_fit_is_what_is_kept(with_token, tmp_path):
     assert any(not torch.equal(again[0][name], stepped[name]) for name in stepped)
     moved = {name for name, weight in again[0].items() if "lora_B" in name and weight.any()}
     assert sorted(name.split("self_attn.")[1] for name in moved) == [f"{part}_proj.lora_B.weight" for part in "oqv"], "one head alone"
+    *_, row = (weight for name, weight in again[0].items() if "trainable_tokens_delta" in name)
+    start = with_lora(load(str(with_token), dtype="float32"), section(refusal_token="auto"))
+    assert not torch.allclose(row.flatten(), token_rows(start)[-1].detach().flatten())
     assert [place.name for place in (tmp_path / "first").iterdir()] == ["adapter"]
 
 
@@ -109,5 +113,6 @@ def test_without_steps_and_without_a_token_to_spare_nothing_would_be_learned(tin
         tuned(tiny_folder, tmp_path, refusal_token="auto", num_train_epochs=0)
     with pytest.raises(ValueError, match=r"num_train_epochs is 0, and nothing is fitted without a refusal_token and an adapter"):
         section(num_train_epochs=0)
-    with pytest.raises(ValueError, match=r"num_train_epochs is 0"):
-        section(num_train_epochs=0, refusal_token="auto", use_peft=False)
+    for other in ({"use_peft": False}, {"eval_steps": 2}):
+        with pytest.raises(ValueError, match=r"num_train_epochs is 0, "):
+            section(num_train_epochs=0, refusal_token="auto", **other)

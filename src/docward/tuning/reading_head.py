@@ -1,9 +1,10 @@
 """A head that reads: one attention head of a late layer gets a new job, to bring what the whole text says of intent to where the answer begins.
 
 In: a model with a fresh adapter and the training rows. Out: adapter weights, found without a gradient step, under which that head attends to all it may see
-alike, reads off a direction that tells malicious from benign documents in their mean state (a logistic regression), and writes it where nothing else is
-written and the output layer hardly looks, but for the refusal token's row. The mean over a document tells intent far better than the last state does
-(`bench/probing.py`); no other part of the model changes. The head is the one of its layer whose own work is the smallest.
+alike, reads off a direction that tells malicious from benign documents in their mean state (a logistic regression), and writes it along a direction that the
+rest of the model heeds least; and the direction along which it is heard, for the refusal token's row. The mean over a document tells intent far better than
+the last state does (`bench/probing.py`). The head is the one of its layer whose own work is the smallest; heads that share its values lose one direction of
+them, the one they use least; nothing else changes.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from docward.tuning.losses import DEFENSE, forward_inputs
 from docward.tuning.packing import Compute, Group, fit_passes, pass_of
 
 C = 0.01  # inverse penalty of the logistic regression, on states of unit variance
-LOUD = 0.1  # spread of what is written, as a share of the state's length
+LOUD = 0.08  # spread of what is written, as a share of the state's length
 FRAMES = 8  # directions of instructions and chat template that are not read
-SOME = 7
-STILL = 100.0  # how much a direction's own spread counts against it, beside what it does to the logits
+SOME = 7  # one place in so many is kept, where all would be too many
+STILL = 100.0  # how much a direction's own spread counts against it, beside what later layers and the logits make of it
 RIDGE = 10.0  # penalty of the linear regression that listens, on states of unit variance
 PARTS = ("q_proj", "v_proj", "o_proj")
+# What reads the residual stream: a norm, the block behind it, and the block's projections.
+READERS = (("input_layernorm", "self_attn", ("q_proj", "k_proj", "v_proj")), ("post_attention_layernorm", "mlp", ("gate_proj", "up_proj")))
 Progress = Callable[[str, int, int], None]
 
 
@@ -44,10 +47,12 @@ class Place:
 def reading_place(model: Any, section: TuningSection) -> Place | None:
     """Where a head can be given the job: in the last layer but one, or the last before it that sees whole texts.
 
-    None where the model's attention is not of the kind known here (separate projections without a bias on queries, no norm on them).
+    None where a layer is not of the kind known here (separate projections without a bias on queries and no norm on them; one norm before attention and one
+    before a gated MLP, each a product with its weight), or the recipe does not adapt what a head takes.
     """
     config = model.config.get_text_config()
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * int(config.num_hidden_layers)
+    everywhere = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+    kinds = getattr(config, "layer_types", None) or [everywhere] * int(config.num_hidden_layers)
     layers = getattr(model.get_decoder(), "layers", None)
     if section.use_dora or section.lora_dropout or not isinstance(layers, torch.nn.ModuleList):
         return None
@@ -57,17 +62,33 @@ def reading_place(model: Any, section: TuningSection) -> Place | None:
         linear: list[Any] = [getattr(part, "base_layer", part) for part in parts]  # adapted or not
         if kinds[number] == "full_attention" and all(type(one) is torch.nn.Linear for one in linear):
             known = linear[0].bias is None and not hasattr(attention, "q_norm")
+            known = known and _plain(model.get_decoder().norm) and all(map(_known, layers[number:]))
             wanted = section.lora_target_modules
             return Place(number, int(attention.head_dim)) if known and (wanted == "all-linear" or set(PARTS) <= set(wanted)) else None
     return None
+
+
+def _known(layer: Any) -> bool:
+    parts = [getattr(getattr(layer, block, None), part, None) for _, block, names in READERS for part in names]
+    return None not in parts and not hasattr(layer, "pre_feedforward_layernorm") and all(_plain(getattr(layer, norm, None)) for norm, *_ in READERS)
+
+
+def _plain(norm: Any) -> bool:
+    """Whether a norm multiplies by its weight and does nothing else to a state of length one a component."""
+    weight = getattr(norm, "weight", None)
+    if weight is None:
+        return False
+    with torch.no_grad():
+        return bool(torch.allclose(norm(torch.ones_like(weight)), weight, rtol=0.02, atol=1e-3))
 
 
 @dataclass(slots=True)
 class Read:
     """What training rows show.
 
-    Each row's mean state over its document, and over what stands around it (rows, size); whether it is to be refused; its weight; the mean length of each
-    head's output (heads,); the mean length of a state at the layer; every SOME-th state before the last norm (places, size).
+    Each row's mean state over its document (over all of its prompt, where it has none), and over what stands around it (rows, size); whether it is to be
+    refused; its weight; the mean length of each head's output (heads,); the mean length of a state at the layer; the covariance of states before the last norm
+    (size, size).
     """
 
     means: torch.Tensor
@@ -76,14 +97,37 @@ class Read:
     weights: torch.Tensor
     work: torch.Tensor
     length: float
-    last: torch.Tensor
+    spread: torch.Tensor
+
+
+class Spread:
+    """The covariance of states that come a few at a time, (size, size), in float64 until it is given."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.count: int = 0
+        self.total: Any = 0.0
+        self.squares: Any = 0.0
+
+    def add(self, states: torch.Tensor) -> None:
+        """Take in states, (places, size)."""
+        states = states.cpu().double()
+        self.count, self.total, self.squares = self.count + len(states), self.total + states.sum(0), self.squares + states.T @ states
+
+    def covariance(self) -> torch.Tensor:
+        """What it is by now, float32."""
+        mean = self.total / self.count
+        found: torch.Tensor = (self.squares / self.count - torch.outer(mean, mean)).float()
+        return found
 
 
 @torch.no_grad()
 def give_reading_head(
     model: Any, place: Place, groups: Sequence[Group], section: TuningSection, compute: Compute, progress: Progress = lambda *_: None
-) -> torch.Tensor:
+) -> torch.Tensor | None:
     """Write the head into a fresh adapter; gives the direction of the output layer's input along which it is heard, (size,), float32.
+
+    None, and nothing is written, where training rows show no difference to read.
 
     Args:
         model: with the adapter, in the layout that `compute` wants.
@@ -96,9 +140,14 @@ def give_reading_head(
     attention = model.base_model.model.get_decoder().layers[place.layer].self_attn
     passes = fit_passes(groups, section.max_batch_tokens, compute)
     read = _read(model, attention, place, passes, compute, progress)
-    head, wanted, direction = int(read.work.argmin()), reading_direction(read.means, read.frames, read.refuse, read.weights), unseen_direction(model, read.last)
+    if bool(read.refuse.all()) or not bool(read.refuse.any()):
+        return None
+    wanted = reading_direction(read.means, read.frames, read.refuse, read.weights)
     score = read.means @ wanted
-    write_head(attention, place.size, head, wanted, direction, loud=LOUD * read.length / float(score.std().clamp(min=1e-9)))
+    if not bool(score.std() > 0):
+        return None
+    head, direction = int(read.work.argmin()), unseen_direction(model, read.spread, place.layer)
+    write_head(attention, place.size, head, wanted, direction, loud=LOUD * read.length / float(score.std()))
     states, rows = _answers(model, passes, compute, progress)
     return listening_direction(states, score[rows])
 
@@ -113,7 +162,7 @@ def _read(model: Any, attention: Any, place: Place, passes: Sequence[Sequence[Gr
         decoder.layers[place.layer].register_forward_pre_hook(lambda _, given: found.update(entering=given[0])),
         decoder.norm.register_forward_pre_hook(lambda _, given: found.update(last=given[0])),
     ]
-    means, frames, refuse, weights, work, lengths, last = [], [], [], [], [], [], []
+    means, frames, refuse, weights, work, lengths, spread = [], [], [], [], [], [], Spread()
     try:
         for done, one in enumerate(passes):
             progress("what tells intent: passes", done, len(passes))
@@ -128,7 +177,8 @@ def _read(model: Any, attention: Any, place: Place, passes: Sequence[Sequence[Gr
             heads = found["heads"].flatten(0, -2)[ends].float().view(len(ends), -1, place.size)
             work.append(torch.einsum("nhd,ohd->nho", heads, out).norm(dim=-1))
             lengths.append(found["entering"].flatten(0, -2)[ends].float().norm(dim=-1))
-            last.append(found["last"].flatten(0, -2)[::SOME].float())
+            inside = torch.cat([prompt[1:] for prompt in batch["prompts"]])  # in many models a text's first state is a thing of its own, and huge
+            spread.add(found["last"].flatten(0, -2)[inside[::SOME]])
             refuse += [term == DEFENSE for term in batch["terms"]]
             weights.append(batch["factors"])
     finally:
@@ -141,7 +191,7 @@ def _read(model: Any, attention: Any, place: Place, passes: Sequence[Sequence[Gr
         torch.cat(weights),
         torch.cat(work).mean(0),
         float(torch.cat(lengths).mean()),
-        torch.cat(last),
+        spread.covariance(),
     )
 
 
@@ -182,9 +232,9 @@ def listening_direction(states: torch.Tensor, score: torch.Tensor) -> torch.Tens
         (size,), float32.
     """
     spread = states.std(0).clamp(min=1e-6)
-    seen, wanted = ((states - states.mean(0)) / spread).double(), ((score - score.mean()) / score.std().clamp(min=1e-9)).double()
-    found = torch.linalg.solve(seen.T @ seen + RIDGE * torch.eye(seen.shape[1], dtype=seen.dtype, device=seen.device), seen.T @ wanted)
-    return found.float() / spread
+    seen, wanted = ((states - states.mean(0)) / spread).cpu().double(), ((score - score.mean()) / score.std().clamp(min=1e-9)).cpu().double()
+    found = torch.linalg.solve(seen.T @ seen + RIDGE * torch.eye(seen.shape[1], dtype=seen.dtype), seen.T @ wanted)
+    return found.float().to(spread.device) / spread
 
 
 def reading_direction(means: torch.Tensor, frames: torch.Tensor, refuse: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -255,17 +305,29 @@ def _set(module: Any, rows: slice, down: torch.Tensor, up: torch.Tensor) -> None
     b[rows, : len(down)] = (up / module.scaling[name]).to(b.dtype)
 
 
-def unseen_direction(model: Any, last: torch.Tensor) -> torch.Tensor:
-    """The unit direction of the residual stream that moves the logits least and where states are alike, (size,), float32.
+def unseen_direction(model: Any, spread: torch.Tensor, layer: int) -> torch.Tensor:
+    """The unit direction of the residual stream that the rest of the model heeds least and along which states are alike, (size,), float32.
 
     Args:
         model: with the adapter.
-        last: states that enter the last norm, (rows, size).
+        spread: covariance of the states that enter the last norm, (size, size).
+        layer: behind whose attention it is written.
     """
-    norm, seen = _last_norm(model), model.base_model.model.get_output_embeddings().weight.detach().float()
-    moved, spread = norm.unsqueeze(1) * (seen.T @ seen) * norm, torch.cov(last.T)
-    found: torch.Tensor = torch.linalg.eigh(moved / moved.diagonal().mean() + STILL * spread / spread.diagonal().mean()).eigenvectors[:, 0]
+    heeded = _heed(model.base_model.model.get_output_embeddings().weight, _last_norm(model))
+    for number, one in enumerate(model.base_model.model.get_decoder().layers[layer:]):
+        for norm, block, parts in READERS[0 if number else 1 :]:  # what is in front of the writing does not see it
+            for part in (getattr(getattr(one, block, None), part, None) for part in parts):
+                if part is not None and hasattr(one, norm):
+                    heeded += _heed(getattr(part, "base_layer", part).weight, getattr(one, norm).weight)
+    found: torch.Tensor = torch.linalg.eigh(heeded + STILL * (spread / spread.diagonal().mean()).to(heeded.device)).eigenvectors[:, 0]
     return found
+
+
+def _heed(weight: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+    """The Gram matrix of a projection behind a norm, over the directions of what enters the norm, (size, size), scaled to a mean diagonal of 1."""
+    seen = weight.detach().float() * norm.detach().float()
+    found = seen.T @ seen
+    return found / found.diagonal().mean()
 
 
 def _last_norm(model: Any) -> torch.Tensor:

@@ -2,14 +2,15 @@
 
 In: a model with a fresh adapter and the training rows. Out: a model whose refusal token has a margin over all others that tells malicious from benign training
 documents; tuning goes on from there, in place of finding it by small steps. Where the model's attention allows for it, a head brings what the whole text says
-(`reading_head.py`) and the row listens to that alone; else the row is a logistic regression on the states where
-answers begin. Benign answers must not have the token at any place.
+(`reading_head.py`) and the row listens to that, besides telling where an answer begins from where it goes on; else the row is a logistic regression on the
+states where answers begin. Benign answers must not have the token at any place.
 A token as refusal score: Refusal Tokens, arXiv 2412.06748.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from random import Random
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from docward.tuning.refusal_token import refusal_token_id
 
 MOST_ROWS = 600  # enough for a few hundred weights, and half a minute
 RIDGE = 100.0  # of the penalty, on states of unit variance (1 / C in scikit-learn)
+SCALED = ("logits_scaling", "logit_scale", "final_logit_softcapping")  # what a config has where logits are not states @ rows
 LATER = 4.0  # weight of all later places of a benign answer, beside its first: the token must not come up at any of them
 HEAT = 4.0  # log-odds are margins divided by it: the louder the row, the less the other tokens' own ups and downs decide, which tell nothing of intent
 
@@ -38,7 +40,9 @@ def begin_from_a_fit(
     compute: Compute,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> bool:
-    """Give the model a head that reads, where it can have one, and the refusal token's row; False where the model has no token to spare.
+    """Give the model a head that reads, where it can have one, and the refusal token's row; False where nothing can be fitted.
+
+    That is where the model has no token to spare, or its logits are not what its output layer gives but scaled or capped.
 
     Args:
         loaded: the model's tokenizer.
@@ -50,9 +54,14 @@ def begin_from_a_fit(
     """
     token = refusal_token_id(loaded, section.refusal_token)
     rows = token_rows(model)
-    if token is None or not rows:
+    config = loaded.model.config.get_text_config()
+    if token is None or not rows or any(getattr(config, name, None) not in (None, 1) for name in SCALED):
         return False
     place = reading_place(loaded.model, section)
+    if place is None:
+        progress(
+            "no head can be fitted to read (it takes plain attention, and LoRA on q_proj, v_proj and o_proj without DoRA and dropout): the row alone is", 0, 0
+        )
     heard = give_reading_head(model, place, groups, section, compute, progress) if place else None
     found = processes.on_main(lambda: _fitted(model, groups, section, compute, token, rows[-1], heard, progress))
     with torch.no_grad():
@@ -63,8 +72,9 @@ def begin_from_a_fit(
 def _fitted(
     model: Any, groups: Sequence[Group], section: TuningSection, compute: Compute, token: int, row: torch.Tensor, heard: torch.Tensor | None, progress: Any
 ) -> Any:
-    every = max(1, round(sum(len(group.rows) for group in groups) / MOST_ROWS))
-    passes = fit_passes(groups[::every], section.max_batch_tokens, compute)
+    share = min(1.0, MOST_ROWS / sum(len(group.rows) for group in groups))
+    some = Random(0).sample(list(groups), max(1, round(share * len(groups))))  # by chance: labels take turns in the data
+    passes = fit_passes(some, section.max_batch_tokens, compute)
     parts: list[tuple[torch.Tensor, ...]] = []
     for done, one in enumerate(passes):
         progress("the refusal token's first row: passes", done, len(passes))
@@ -127,14 +137,16 @@ def logistic_row(
         first: boolean (examples,), those in which the sides are to weigh the same; all others come on top. Default: all.
 
     Returns:
-        (size,), float32.
+        (size,), float32, on the CPU.
     """
-    wanted, begun = refuse.float(), torch.ones_like(refuse) if first is None else first
+    states, others, start, along, weights = (one.cpu().double() for one in (states, others, start, along, weights))  # float32 ends the search too early
+    refuse = refuse.cpu()
+    wanted, begun = refuse.double(), torch.ones_like(refuse) if first is None else first.cpu()
     shares = torch.where(refuse, 0.5 / (weights * refuse * begun).mean().clamp(min=1e-6), 0.5 / (weights * ~refuse * begun).mean().clamp(min=1e-6)) * weights
     seen = states @ along.T
-    scale = seen.std(0).clamp(min=1e-6)
+    scale = seen.std(0, correction=0).clamp(min=1e-6)
     scaled, fixed = seen / scale, states @ start - others
-    moves = torch.zeros(len(along), device=start.device, requires_grad=True)
+    moves = torch.zeros(len(along), dtype=start.dtype, requires_grad=True)
     search = torch.optim.LBFGS([moves], max_iter=200, line_search_fn="strong_wolfe")
     ridge = RIDGE if len(along) == len(start) else 1.0  # a few directions need none
 
@@ -146,4 +158,4 @@ def logistic_row(
 
     with torch.enable_grad():
         search.step(loss)  # type: ignore[no-untyped-call]
-    return start + HEAT * (moves.detach() / scale) @ along
+    return (start + HEAT * (moves.detach() / scale) @ along).float()

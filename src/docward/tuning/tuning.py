@@ -1,7 +1,8 @@
 """The tuning stage: a model, its training examples, a recipe section -> an adapter folder.
 
-In: records and a loaded model. Out: `adapter/` (LoRA weights, config, tokenizer; `model/` where all weights are trained), written whole, `training.jsonl`, and
-`probes.jsonl` where the run probes itself. Stop it anywhere and start it again, with any number of processes: it goes on from the last whole checkpoint.
+In: records and a loaded model. Out: `adapter/` (LoRA weights, config, tokenizer; `model/` where all weights are trained), written whole, `training.jsonl` where
+it makes steps, and `probes.jsonl` where the run probes itself. Stop it anywhere and start it again, with any number of processes: it goes on from the last
+whole checkpoint.
 """
 
 from __future__ import annotations
@@ -138,6 +139,9 @@ def tune(
         first = 0 if processes.spread() else section.lora_first_layer  # no process has all the weights on its accelerator
         frozen = stack.enter_context(frozen_below(loaded, data, first, compute, progress))
         fitted = section.refusal_token is not None and not processes.spread() and begin_from_a_fit(loaded, model, data, section, compute, progress)
+        if not section.num_train_epochs and not fitted:
+            why_not = "weights are spread over processes" if processes.spread() else f"{loaded.name} has no token to spare, or logits of another kind"
+            raise RecipeError(f"tuning.num_train_epochs is 0, and nothing was fitted: {why_not}. Set more epochs.")
 
         @contextmanager
         def whole() -> Iterator[None]:
@@ -147,11 +151,8 @@ def tune(
         if section.num_train_epochs:
             with torch.enable_grad():
                 _train(loaded, model, data, section, compute=compute, whole=whole, run=run, seed=seed, probe=probe, progress=progress, clock=clock)
-        elif fitted:
-            processes.on_main(lambda: save_tuned(loaded, model, run / ADAPTER))
         else:
-            why_not = "weights are spread over processes" if processes.spread() else f"{loaded.name} has no token to spare"
-            raise RecipeError(f"tuning.num_train_epochs is 0, and nothing was fitted: {why_not}. Set more epochs.")
+            processes.on_main(lambda: save_tuned(loaded, model, run / ADAPTER))
     if processes.rank() == 0:
         clear(run / "checkpoints")
     return Tuned(tuned_folder(run), sum(one.dropped > 0 for one in rendered), sum(one.dropped for one in rendered), why)
