@@ -233,7 +233,7 @@ def listening_direction(states: torch.Tensor, score: torch.Tensor) -> torch.Tens
     """
     spread = states.std(0).clamp(min=1e-6)
     seen, wanted = ((states - states.mean(0)) / spread).cpu().double(), ((score - score.mean()) / score.std().clamp(min=1e-9)).cpu().double()
-    found = torch.linalg.solve(seen.T @ seen + RIDGE * torch.eye(seen.shape[1], dtype=seen.dtype), seen.T @ wanted)
+    found: torch.Tensor = torch.linalg.solve(seen.T @ seen + RIDGE * torch.eye(seen.shape[1], dtype=seen.dtype), seen.T @ wanted)
     return found.float().to(spread.device) / spread
 
 
