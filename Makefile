@@ -3,7 +3,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .PHONY: demo test lint types tests clean
-demo: $(READY)  ## the whole loop on the starter corpus and the default model
+demo: $(READY)  ## the whole loop on the plain corpus and the default model
 	$(BIN)/docward run recipes/quickstart.yaml --output-dir runs/quickstart
 
 test: lint types tests  ## what CI runs

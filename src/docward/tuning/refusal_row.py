@@ -1,7 +1,7 @@
-"""What a fit gives before the first step: the refusal token's row, and the head that reads for it.
+"""What a fit gives, before the first step or in place of all steps: the refusal token's row, and the head that reads for it.
 
 In: a model with a fresh adapter and the training rows. Out: a model whose refusal token has a margin over all others that tells malicious from benign training
-documents; tuning goes on from there, in place of finding it by small steps. Where the model's attention allows for it, a head brings what the whole text says
+documents; steps, where the recipe has any, go on from there. Where the model's attention allows for it, a head brings what the whole text says
 (`reading_head.py`) and the row listens to that, besides telling where an answer begins from where it goes on; else the row is a logistic regression on the
 states where answers begin. Benign answers must not have the token at any place.
 A token as refusal score: Refusal Tokens, arXiv 2412.06748.
