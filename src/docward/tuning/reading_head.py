@@ -316,9 +316,8 @@ def unseen_direction(model: Any, spread: torch.Tensor, layer: int) -> torch.Tens
     heeded = _heed(model.base_model.model.get_output_embeddings().weight, _last_norm(model))
     for number, one in enumerate(model.base_model.model.get_decoder().layers[layer:]):
         for norm, block, parts in READERS[0 if number else 1 :]:  # what is in front of the writing does not see it
-            for part in (getattr(getattr(one, block, None), part, None) for part in parts):
-                if part is not None and hasattr(one, norm):
-                    heeded += _heed(getattr(part, "base_layer", part).weight, getattr(one, norm).weight)
+            for part in (getattr(getattr(one, block), name) for name in parts):
+                heeded += _heed(getattr(part, "base_layer", part).weight, getattr(one, norm).weight)
     found: torch.Tensor = torch.linalg.eigh(heeded + STILL * (spread / spread.diagonal().mean()).to(heeded.device)).eigenvectors[:, 0]
     return found
 
