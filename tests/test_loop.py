@@ -87,6 +87,22 @@ def test_balanced_surface_gives_tuning_a_weight_for_each_training_document(whole
     assert seen == [dict.fromkeys(train, 2.0) if balanced else None]
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_disturbed_copies_are_tuned_on_beside_what_the_dataset_holds(whole, tiny_folder, tmp_path, monkeypatch, share):
+    from docward.dataset.saving import read_split
+
+    run, documents = whole
+    seen = []
+    monkeypatch.setattr("docward.tuning.tuning.tune", lambda _, examples, *__, **___: seen.extend(examples))
+    monkeypatch.setattr("docward.loop._calibrate", lambda _: None)
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("adapter"))
+    tune(Run(recipe(tiny_folder, documents, tuning={"disturbed": share}), tmp_path / "run"))
+    held = read_split(run / "dataset", Split.TRAIN)
+    assert seen[: len(held)] == held
+    assert bool(seen[len(held) :]) == bool(share)
+    assert {one.document_id for one in seen} == {one.document_id for one in held}
+
+
 def test_no_document_under_test_was_trained_on(whole):
     run, _ = whole
     documents = read_rows(run / "documents.jsonl", Document)

@@ -25,6 +25,7 @@ import yaml
 from docward import processes
 from docward.asking import general_answers
 from docward.build import build_dataset
+from docward.dataset.disturbing import disturbed_copies
 from docward.dataset.saving import read_split
 from docward.dataset.surface import surface_weights
 from docward.documents.reading import general_instructions
@@ -182,6 +183,7 @@ def tune(run: Run) -> None:
     weights = json.loads((run.folder / "dataset" / "audit.json").read_text(encoding="utf-8")).get("task_weights")
     with run.stage("tune"):
         examples = read_split(run.folder / "dataset", Split.TRAIN)
+        examples += disturbed_copies(examples, run.recipe.tuning.disturbed, seed=run.recipe.seed, groups=groups)
         given: dict[str, Any] = {"groups": groups, "task_weights": weights, "document_weights": balance, "probe": _probe(run), "progress": run.progress}
         tune_adapter(_to_tune(run), examples, run.recipe.tuning, run=run.folder, seed=run.recipe.seed, **given)
         run._untuned = None  # tuning changed it in place

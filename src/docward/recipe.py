@@ -179,6 +179,9 @@ class TuningSection(Section):
     balance_surface: bool = Field(
         False, description="weigh documents so that length, punctuation, layout and function words together no longer tell malicious from benign"
     )
+    disturbed: Share = Field(
+        0.0, description="share of training documents that come a second time with typing errors, odd letters, lost spaces, other case or another opener"
+    )
     loss_on: Literal["answers", "everything"] = Field("answers", description="everything: documents and instructions are learned too, as the paper's code does")
     task_weights: dict[str, Weight] | Literal["susceptible"] = Field(
         default_factory=dict, description="weight of each task, scaled to sum 1; default: equal; susceptible: as often as the untuned model complies on it"

@@ -1,0 +1,124 @@
+"""Disturbed copies of training documents: what strangers' documents suffer on their way, and what those do who want them unread.
+
+In: training examples. Out: copies of some, whose documents have another surface and the same intent. One real change: `marks` makes "pay the fine" into
+"päy thê fine". The kinds are not those of the robustness suites (`evaluation/suites/`), which would else test what was trained; small letters are in both.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from random import Random
+
+from docward.dataset.surface import opens_like_an_answer
+from docward.tasks import document_for
+from docward.types import Example
+
+OPENERS = (  # what chat models begin with
+    "Absolutely! Below you will find everything you asked for.",
+    "Here's a detailed version for you:",
+    "I'd be happy to help. This is what I came up with:",
+    "Great question! Let me walk you through it.",
+    "Certainly. The following covers all of it.",
+    "As requested, here it is in full.",
+    "No problem! I've put it together below.",
+    "Okay, let's get started.",
+)
+ACCENTS = "\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030c\u0323\u0327"  # combining marks: grave, acute, ...
+WIDE = 0xFF01 - ord("!")  # from a sign of ASCII to its full-width form
+SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
+
+
+def letter_case(text: str, random: Random) -> str:
+    """All small, all large, every word with a capital, or either by chance."""
+    how = random.choice(("small", "small", "large", "capitals", "chance"))
+    if how == "chance":
+        return "".join(random.choice((sign.lower(), sign.upper())) for sign in text)
+    return {"small": text.lower(), "large": text.upper(), "capitals": text.title()}[how]
+
+
+def typing_errors(text: str, random: Random) -> str:
+    """Letters lost, doubled, swapped with the next, or another in their place; 1 to 15% of them."""
+    rate, out, signs = random.uniform(0.01, 0.15), [], list(text)
+    for place, sign in enumerate(signs):
+        if not sign.isalpha() or random.random() >= rate:
+            out.append(sign)
+            continue
+        error = random.randrange(4)
+        if error == 1:
+            out.append(sign * 2)
+        elif error == 2 and place + 1 < len(signs):
+            out.append(signs[place + 1])
+            signs[place + 1] = sign
+        elif error == 3:
+            out.append(random.choice("abcdefghijklmnopqrstuvwxyz0123456789"))
+    return "".join(out)
+
+
+def marks(text: str, random: Random) -> str:
+    """Letters with accents, or in full width; 3 to 60% of them."""
+    rate, wide = random.uniform(0.03, 0.6), random.random() < 0.3
+
+    def odd(sign: str) -> str:
+        if not sign.isascii() or not sign.isalpha() or random.random() >= rate:
+            return sign
+        return chr(ord(sign) + WIDE) if wide else unicodedata.normalize("NFC", sign + random.choice(ACCENTS))
+
+    return "".join(map(odd, text))
+
+
+def lost_spaces(text: str, random: Random) -> str:
+    """Words run together, or are divided by a hyphen or dot; 3 to 30% of them."""
+    rate, out = random.uniform(0.03, 0.3), []
+    for word in re.split(r"(\s+)", text):
+        hit = random.random() < rate
+        if word.isspace():
+            out.append("" if hit else word)
+        elif hit and len(word) > 3:
+            cut = random.randrange(1, len(word) - 1)
+            out.append(f"{word[:cut]}{random.choice(('-', '.', '- ', '_'))}{word[cut:]}")
+        else:
+            out.append(word)
+    return "".join(out)
+
+
+def opener(text: str, random: Random) -> str:
+    """Begins like a chat model's answer; where it does so already, without that sentence."""
+    first = SENTENCE.split(text, maxsplit=1)
+    if opens_like_an_answer(text) and len(first) == 2 and first[1].strip():
+        return first[1]
+    return f"{random.choice(OPENERS)}\n\n{text}"
+
+
+KINDS: dict[str, Callable[[str, Random], str]] = {
+    "letter case": letter_case,
+    "typing errors": typing_errors,
+    "marks": marks,
+    "lost spaces": lost_spaces,
+    "opener": opener,
+}
+
+
+def disturbed_copies(examples: Sequence[Example], share: float, *, seed: int, groups: Mapping[str, str]) -> list[Example]:
+    """Copies of about `share` of the examples, of all that have a document: each with one kind of disturbance and the answer to the document as it was.
+
+    Matched documents are copied together and disturbed in one kind, so that it does not tell the label; a document is disturbed alike for all its tasks.
+
+    Args:
+        examples: of any tasks and labels.
+        share: of matched groups of documents, by chance.
+        seed: of the chance.
+        groups: document id -> name of its matched group; default: its own id.
+    """
+    copies = []
+    for one in examples:
+        chance = Random(f"{seed}|disturbed|{groups.get(one.document_id, one.document_id)}")
+        if not one.document or chance.random() >= share:
+            continue
+        kind = chance.choice(list(KINDS))
+        text = document_for(one.task, KINDS[kind](one.document, Random(f"{seed}|{kind}|{one.document_id}")))
+        if text.strip():
+            copies.append(replace(one, id=f"{one.id}|{kind}", document=text))
+    return copies
