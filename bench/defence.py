@@ -2,11 +2,13 @@
 
     python bench/defence.py [NAME ...] [--seeds 0 1 2] [--documents malicious=FILE ...] [--output-dir runs/defence] [--log]
 
-Variants stand in `bench/defence.yaml`: by name, a recipe and the keys that differ from it. Each variant and seed is a run folder of its own, so that a
-second start goes on where the first was stopped; what variants share is made once (untuned answers are in the user's cache, and so are untuned replies in the
-output folder). Each is measured on the held-out test documents of its recipe and, with `--documents`, on others; matched wordings are those held out from
-tuning. For each set: block rate, over-refusal, false refusal and balance in percent, all tasks pooled, with 95% intervals over documents (of several seeds:
-each seed's replies on a document count as that document's); `AUC`, how well the refusal score ranks malicious above sensitive, whatever the threshold;
+Variants stand in `bench/defence.yaml`: by name, a recipe and the keys that differ from it; with `by: untuned` nothing is tuned (with a system prompt that tells
+to decline, this is what costs nothing), with `by: surface` no model is asked: a classifier that sees no words decides. Each variant and seed is a run folder of
+its own, so that a second start goes on where the first was stopped; what variants share is made once (untuned answers are in the user's cache). Each is
+measured on the held-out test documents of its recipe and, with `--documents`, on others; wordings of tasks are those held out from tuning.
+
+For each set: block rate, over-refusal, false refusal and balance in percent, all tasks pooled, with 95% intervals over documents (of several seeds: each seed's
+replies on a document count as that document's); `AUC`, how well the refusal score ranks malicious above sensitive, whatever the threshold;
 `attempts`, the share of other replies that try the task; minutes of tuning. `--log` adds the table to docs/lab-log.md.
 
 The refusal score is the margin, at the reply's first token, of the refusal token over the highest other one (without such a token: of the tokens that the
@@ -20,6 +22,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +32,26 @@ HERE = Path(__file__).parent
 LOG = HERE.parent / "docs" / "lab-log.md"
 
 
-def variants(names: Sequence[str]) -> dict[str, tuple[Path, list[str]]]:
-    """By name: a variant's recipe, and what it sets in it, as `--set` takes it."""
+@dataclass(frozen=True)
+class Variant:
+    """A recipe, what is set in it, as `--set` takes it, and who decides: the tuned model, the untuned one, or surface."""
+
+    recipe: Path
+    changes: list[str]
+    by: str = "tuned"
+
+
+def variants(names: Sequence[str]) -> dict[str, Variant]:
+    """The named variants, or all."""
     found = yaml.safe_load((HERE / "defence.yaml").read_text(encoding="utf-8"))
     if unknown := [name for name in names if name not in found]:
         raise SystemExit(f"No such variant: {', '.join(unknown)}. There are: {', '.join(found)}.")
     return {
-        name: (HERE.parent / found[name]["recipe"], [f"{key}={json.dumps(value)}" for key, value in found[name].get("set", {}).items()])
+        name: Variant(
+            HERE.parent / found[name]["recipe"],
+            [f"{key}={json.dumps(value)}" for key, value in found[name].get("set", {}).items()],
+            found[name].get("by", "tuned"),
+        )
         for name in names or found
     }
 
@@ -48,12 +64,13 @@ def first_tokens(loaded: Any) -> list[int]:
     return list(token_biases(loaded.model)) or refusal_starts(loaded.tokenizer)
 
 
-def scores(loaded: Any, replies: Sequence[Any]) -> dict[str, float]:
+def scores(loaded: Any, replies: Sequence[Any], system: str) -> dict[str, float]:
     """The refusal score of each planned reply's prompt, a difference of logits, by key."""
     from docward.evaluation.generating import Prompt, first_logits
 
     refuse, found = first_tokens(loaded), {}
-    for keys, logits in first_logits(loaded, [Prompt(one.key, one.document, one.instruction) for one in replies], max_batch_tokens=4096):
+    prompts = [Prompt(one.key, one.document, one.instruction, system=system) for one in replies]
+    for keys, logits in first_logits(loaded, prompts, max_batch_tokens=4096):
         inside = logits[:, refuse].amax(-1)
         logits[:, refuse] = -float("inf")
         found |= dict(zip(keys, (inside - logits.amax(-1)).tolist(), strict=True))
@@ -75,35 +92,55 @@ def sets_of(run: Any, given: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
     return {"held-out": test_documents(run)} | dict(given)
 
 
-def measured(name: str, seed: int, variant: tuple[Path, list[str]], given: argparse.Namespace, others: Mapping[str, list[Any]]) -> dict[str, Any]:
-    """Tune a variant on a seed, or go on; what it comes to, by set."""
-    from docward.evaluation.evaluating import Settings, evaluate, planned_replies
+def measured(name: str, seed: int, variant: Variant, given: argparse.Namespace, others: Mapping[str, list[Any]]) -> dict[str, Any]:
+    """Tune a variant on a seed, or go on; where its results are, by set."""
     from docward.loop import build, open_run, tune
     from docward.models import load
     from docward.recipe import load_recipe
-    from docward.tasks import get_tasks
     from docward.tuning.tuning import tuned_folder
 
-    path, changes = variant
-    recipe = load_recipe(path, overrides=[*changes, f"seed={seed}"])
+    recipe = load_recipe(variant.recipe, overrides=[*variant.changes, f"seed={seed}"])
     folder = given.output_dir / name.replace(" ", "-") / str(seed)
     with open_run(recipe, folder, told(f"{name}, seed {seed}")) as run:
         build(run)
-        tune(run)
-        section = recipe.evaluation
-        tasks = tuple(get_tasks(section.tasks, recipe.task_table()))
-        settings = Settings(tasks, wordings="unseen", max_new_tokens=section.max_new_tokens, max_batch_tokens=section.max_batch_tokens)
-        found: dict[str, Any] = {"minutes": run.stages()["tune"]["seconds"] / 60}
+        if variant.by == "tuned":
+            tune(run)
+        found: dict[str, Any] = {"minutes": run.stages().get("tune", {}).get("seconds", 0) / 60}
         loaded = None
         for title, documents in sets_of(run, others).items():
-            place = folder / "measured" / title
-            if not (place / "scores.json").is_file():
-                loaded = loaded or load(str(tuned_folder(folder)))
-                evaluate(loaded, documents, settings, place, progress=told(f"{name}, seed {seed}, {title}"))
-                planned = planned_replies(documents, settings)
-                (place / "scores.json").write_text(json.dumps(scores(loaded, planned)), encoding="utf-8")
-            found[title] = place
+            found[title] = folder / "measured" / title
+            if (found[title] / "scores.json").is_file():
+                continue
+            if variant.by == "surface":
+                _by_surface(run, documents, found[title])
+                continue
+            loaded = loaded or (load(str(tuned_folder(folder))) if variant.by == "tuned" else run.untuned())
+            _by_model(recipe, loaded, documents, found[title], told(f"{name}, seed {seed}, {title}"))
     return found
+
+
+def _by_model(recipe: Any, loaded: Any, documents: list[Any], place: Path, tell: Any) -> None:
+    from docward.evaluation.evaluating import Settings, evaluate, planned_replies
+    from docward.tasks import get_tasks, system_prompt
+
+    section = recipe.evaluation
+    tasks, system = tuple(get_tasks(section.tasks, recipe.task_table())), system_prompt(section.system_prompt)
+    settings = Settings(tasks, system, wordings="unseen", max_new_tokens=section.max_new_tokens, max_batch_tokens=section.max_batch_tokens)
+    evaluate(loaded, documents, settings, place, progress=tell)
+    (place / "scores.json").write_text(json.dumps(scores(loaded, planned_replies(documents, settings), system)), encoding="utf-8")
+
+
+def _by_surface(run: Any, documents: list[Any], place: Path) -> None:
+    from docward.dataset.surface import surface_refuses
+    from docward.evaluation.rates import classifier_verdicts
+    from docward.records import read_rows, write_rows
+    from docward.types import Document, Split
+
+    train = [one for one in read_rows(run.folder / "documents.jsonl", Document) if one.split == Split.TRAIN]
+    place.mkdir(parents=True, exist_ok=True)
+    write_rows(place / "verdicts.jsonl", classifier_verdicts(surface_refuses(train, documents), {one.id: one.label for one in documents}))
+    write_rows(place / "replies.jsonl", [])
+    (place / "scores.json").write_text("{}", encoding="utf-8")
 
 
 def told(of: str) -> Any:
@@ -129,11 +166,11 @@ def row(name: str, title: str, seeds: Mapping[int, dict[str, Any]]) -> str:
     for found in seeds.values():
         mine = read_rows(found[title] / "verdicts.jsonl", Verdict)
         verdicts += mine
-        for one in attempts(read_rows(found[title] / "replies.jsonl", Reply), mine):
-            if one.task == "all":
-                tried, left = tried + one.attempted, left + one.complied
+        for try_ in attempts(read_rows(found[title] / "replies.jsonl", Reply), mine):
+            if try_.task == "all":
+                tried, left = tried + try_.attempted, left + try_.complied
         ranked = json.loads((found[title] / "scores.json").read_text(encoding="utf-8"))
-        ranks.append(auc([ranked[one.key] for one in mine], [one.label.value for one in mine]))
+        ranks.append(auc([ranked[one.key] for one in mine], [one.label.value for one in mine]) if ranked else None)
     rates, both = pooled(verdicts), balance(verdicts)
     cells = [f"{100 * one.value:.1f} ({100 * one.low:.0f} to {100 * one.high:.0f})" if (one := rates.get(label.value)) else "" for label in Label]
     cells.append(f"{100 * both.value:.1f} ({100 * both.low:.0f} to {100 * both.high:.0f})" if both else "")

@@ -183,9 +183,11 @@ def tune(run: Run) -> None:
     weights = json.loads((run.folder / "dataset" / "audit.json").read_text(encoding="utf-8")).get("task_weights")
     with run.stage("tune"):
         examples = read_split(run.folder / "dataset", Split.TRAIN)
-        examples += disturbed_copies(examples, run.recipe.tuning.disturbed, seed=run.recipe.seed, groups=groups)
+        section = run.recipe.tuning
+        # With steps, the answers of surrounded copies would be learned: to answer for a part of the text.
+        examples += disturbed_copies(examples, section.disturbed, seed=run.recipe.seed, groups=groups, surround=not section.num_train_epochs)
         given: dict[str, Any] = {"groups": groups, "task_weights": weights, "document_weights": balance, "probe": _probe(run), "progress": run.progress}
-        tune_adapter(_to_tune(run), examples, run.recipe.tuning, run=run.folder, seed=run.recipe.seed, **given)
+        tune_adapter(_to_tune(run), examples, section, run=run.folder, seed=run.recipe.seed, **given)
         run._untuned = None  # tuning changed it in place
         processes.on_main(lambda: _calibrate(run))
 

@@ -8,11 +8,11 @@ from random import Random
 import pytest
 
 from docward.dataset.building import Plan, general_examples, plan_examples
-from docward.dataset.disturbing import KINDS, disturbed_copies
+from docward.dataset.disturbing import KINDS, PASSAGE, disturbed_copies, surrounded
 from docward.documents.reading import own_documents
 from docward.evaluation.suites.texts import LOOK_ALIKES, ODD_SPACES
 from docward.tasks import get_tasks
-from docward.types import Split
+from docward.types import Label, Split
 
 TEXT = "Dear neighbours, the council will close Mill Road on Monday. Please use the bridge instead. It opens at nine."
 
@@ -87,6 +87,39 @@ def test_what_is_lost_altogether_is_no_copy(examples):
     copies = disturbed_copies(short, 0.9, seed=0, groups={})
     assert all(one.document.strip() for one in copies)
     assert len(copies) > 200
+
+
+def test_a_passage_stands_among_ordinary_documents(examples):
+    copies = [one for one in disturbed_copies(examples, 0.9, seed=0, groups={}, surround=True) if one.id.endswith("|surrounded")]
+    ordinary = [one.document.lower() for one in examples if one.label == Label.ORDINARY]
+    by_id = {one.id: one for one in examples}
+    assert {one.label for one in copies} == {*Label}
+    places = []
+    for copy in copies:
+        passage, text = by_id[copy.id.rpartition("|")[0]].document.lower(), copy.document.lower()
+        parts = text.split("\n\n")
+        begins = passage.split("\n")[0].split(". ")[0]
+        mine = [number for number, part in enumerate(parts) if part.startswith(begins)]
+        assert mine
+        assert 1.3 < len(text.split()) / min(PASSAGE, len(passage.split())) < 9
+        rest = [part for number, part in enumerate(parts) if part not in passage and number not in mine]
+        assert all(any(part in one for one in ordinary) for part in rest)
+        places.append(mine[0] / (len(parts) - 1))
+    assert min(places) == 0
+    assert max(places) == 1
+
+
+@pytest.mark.parametrize("text", ["", "a", "\u8bf7\u5c3d\u5feb\u56de\u590d\u3002" * 100, "word " * 500])
+def test_any_text_can_be_surrounded(text):
+    for seed in range(5):
+        found = surrounded(text, Random(seed), ["Buses run.", "The fair opens on Monday. It is free."])
+        assert text.strip()[:100] in found
+
+
+def test_nothing_is_surrounded_where_answers_are_learned_or_no_document_is_ordinary(examples):
+    assert not any(one.id.endswith("|surrounded") for one in disturbed_copies(examples, 0.9, seed=0, groups={}))
+    some = [one for one in examples if one.label != Label.ORDINARY]
+    assert not any(one.id.endswith("|surrounded") for one in disturbed_copies(some, 0.9, seed=0, groups={}, surround=True))
 
 
 def test_the_share_and_the_seed_decide(examples):

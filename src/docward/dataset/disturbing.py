@@ -14,7 +14,7 @@ from random import Random
 
 from docward.dataset.surface import opens_like_an_answer
 from docward.tasks import document_for
-from docward.types import Example
+from docward.types import Example, Label
 
 OPENERS = (  # what chat models begin with
     "Absolutely! Below you will find everything you asked for.",
@@ -28,7 +28,9 @@ OPENERS = (  # what chat models begin with
 )
 ACCENTS = "\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030c\u0323\u0327"  # combining marks: grave, acute, ...
 WIDE = 0xFF01 - ord("!")  # from a sign of ASCII to its full-width form
-SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
+SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])|\n+")
+PASSAGE = 120  # words of a text at most that others surround, so that the whole stays affordable
+SURROUNDED = (1.0, 6.0)  # words of other texts to one of the passage
 
 
 def letter_case(text: str, random: Random) -> str:
@@ -92,6 +94,27 @@ def opener(text: str, random: Random) -> str:
     return f"{random.choice(OPENERS)}\n\n{text}"
 
 
+def surrounded(text: str, random: Random, others: Sequence[str]) -> str:
+    """Its first sentences, somewhere among those of other texts."""
+    passage, around = _sentences(text, PASSAGE), list[str]()
+    words = len(passage.split()) * random.uniform(*SURROUNDED)
+    while words > 0:
+        around.append(_sentences(random.choice(others), round(words)))
+        words -= max(1, len(around[-1].split()))
+    around.insert(random.randrange(len(around) + 1), passage)
+    return "\n\n".join(around)
+
+
+def _sentences(text: str, words: int) -> str:
+    """The first sentences with at most so many words together, at least one."""
+    end = 0
+    for cut in SENTENCE.finditer(text):
+        if end and len(text[: cut.start()].split()) > words:
+            return text[:end].strip()
+        end = cut.start()
+    return text[:end].strip() if end and len(text.split()) > words else text.strip()
+
+
 KINDS: dict[str, Callable[[str, Random], str]] = {
     "letter case": letter_case,
     "typing errors": typing_errors,
@@ -101,7 +124,7 @@ KINDS: dict[str, Callable[[str, Random], str]] = {
 }
 
 
-def disturbed_copies(examples: Sequence[Example], share: float, *, seed: int, groups: Mapping[str, str]) -> list[Example]:
+def disturbed_copies(examples: Sequence[Example], share: float, *, seed: int, groups: Mapping[str, str], surround: bool = False) -> list[Example]:
     """Copies of about `share` of the examples, of all that have a document: each with one kind of disturbance and the answer to the document as it was.
 
     Matched documents are copied together and disturbed in one kind, so that it does not tell the label; a document is disturbed alike for all its tasks.
@@ -111,14 +134,17 @@ def disturbed_copies(examples: Sequence[Example], share: float, *, seed: int, gr
         share: of matched groups of documents, by chance.
         seed: of the chance.
         groups: document id -> name of its matched group; default: its own id.
+        surround: whether standing among ordinary documents is one of the kinds; answers to such copies are right in whether they decline, no further.
     """
+    others = [one.document for one in examples if one.label == Label.ORDINARY and one.document] if surround else []
+    kinds = [*KINDS, *(["surrounded"] if others else [])]
     copies = []
     for one in examples:
         chance = Random(f"{seed}|disturbed|{groups.get(one.document_id, one.document_id)}")
         if not one.document or chance.random() >= share:
             continue
-        kind = chance.choice(list(KINDS))
-        text = document_for(one.task, KINDS[kind](one.document, Random(f"{seed}|{kind}|{one.document_id}")))
-        if text.strip():
-            copies.append(replace(one, id=f"{one.id}|{kind}", document=text))
+        kind, random = chance.choice(kinds), Random(f"{seed}|{one.document_id}")
+        changed = KINDS[kind](one.document, random) if kind in KINDS else surrounded(one.document, random, others)
+        if changed.strip():
+            copies.append(replace(one, id=f"{one.id}|{kind}", document=document_for(one.task, changed)))
     return copies

@@ -16,7 +16,7 @@ from docward.errors import ModelError
 from docward.models import Loaded
 from docward.recipe import TuningSection
 from docward.records import whole_folder
-from docward.tuning.reading_head import reading_place
+from docward.tuning.head_weights import reading_place
 from docward.tuning.refusal_token import refusal_token_id
 
 

@@ -1,10 +1,12 @@
-"""A head that reads: one attention head of a late layer gets a new job, to bring what the whole text says of intent to where the answer begins.
+"""Heads that read: two attention heads of a late layer get a new job, to bring what the text says of intent to where the answer begins.
 
-In: a model with a fresh adapter and the training rows. Out: adapter weights, found without a gradient step, under which that head attends to all it may see
-alike, reads off a direction that tells malicious from benign documents in their mean state (a logistic regression), and writes it along a direction that the
-rest of the model heeds least; and the direction along which it is heard, for the refusal token's row. The mean over a document tells intent far better than
-the last state does (`bench/probing.py`). The head is the one of its layer whose own work is the smallest; heads that share its values lose one direction of
-them, the one they use least; nothing else changes.
+In: a model with a fresh adapter and the training rows. Out: adapter weights, found without a gradient step, under which one head looks at all it may see alike
+and the other where intent shows (a softmax over how malicious each state reads); each reads off a direction, the two of one logistic regression that tells
+malicious from benign documents, and writes it along a direction that the rest of the model heeds least; and the direction along which they are heard, for the
+refusal token's row. The mean over a document tells intent far better than the last state does (`bench/probing.py`); the second head hears a passage in a long
+ordinary text, where the mean drowns it, and broken words beside whole ones. The heads are those of the layer whose own work is the smallest; heads that share
+their keys and values lose two directions of values and the slowest pair of rotary components (`head_weights.py`); nothing else changes.
+A softmax over a probe's own scores as pooling: arXiv 2506.10805.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any
 import torch
 
 from docward.recipe import TuningSection
+from docward.tuning.head_weights import HEADS, Head, Place, unseen_direction, write_heads
 from docward.tuning.losses import DEFENSE, forward_inputs
 from docward.tuning.packing import Compute, Group, fit_passes, pass_of
 
@@ -23,80 +26,29 @@ C = 0.01  # inverse penalty of the logistic regression, on states of unit varian
 LOUD = 0.08  # spread of what is written, as a share of the state's length
 FRAMES = 8  # directions of instructions and chat template that are not read
 SOME = 7  # one place in so many is kept, where all would be too many
-STILL = 100.0  # how much a direction's own spread counts against it, beside what later layers and the logits make of it
+SHARP = 1.0  # spread, over the states of documents, of what the looking head's softmax takes
+TIMES = 2  # where to look and what to read there are found in turns
 RIDGE = 10.0  # penalty of the linear regression that listens, on states of unit variance
-PARTS = ("q_proj", "v_proj", "o_proj")
-# What reads the residual stream: a norm, the block behind it, and the block's projections.
-READERS = (("input_layernorm", "self_attn", ("q_proj", "k_proj", "v_proj")), ("post_attention_layernorm", "mlp", ("gate_proj", "up_proj")))
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Which layer has the head, and the size of a head."""
-
-    layer: int
-    size: int
-
-    def ranks(self, rank: int) -> dict[str, int]:
-        """LoRA ranks of the layer's projections, as PEFT takes them: those of the recipe, and what the head takes."""
-        taken = {"q_proj": self.size, "v_proj": 1, "o_proj": self.size}
-        return {rf"layers\.{self.layer}\.self_attn\.{part}": rank + more for part, more in taken.items()}
-
-
-def reading_place(model: Any, section: TuningSection) -> Place | None:
-    """Where a head can be given the job: in the last layer but one, or the last before it that sees whole texts.
-
-    None where a layer is not of the kind known here (separate projections without a bias on queries and no norm on them; one norm before attention and one
-    before a gated MLP, each a product with its weight), or the recipe does not adapt what a head takes.
-    """
-    config = model.config.get_text_config()
-    everywhere = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
-    kinds = getattr(config, "layer_types", None) or [everywhere] * int(config.num_hidden_layers)
-    layers = getattr(model.get_decoder(), "layers", None)
-    if section.use_dora or section.lora_dropout or not isinstance(layers, torch.nn.ModuleList):
-        return None
-    for number in range(len(layers) - 2, section.lora_first_layer - 1, -1):
-        attention: Any = getattr(layers[number], "self_attn", None)
-        parts = [getattr(attention, part, None) for part in PARTS]
-        linear: list[Any] = [getattr(part, "base_layer", part) for part in parts]  # adapted or not
-        if kinds[number] == "full_attention" and all(type(one) is torch.nn.Linear for one in linear):
-            known = linear[0].bias is None and not hasattr(attention, "q_norm")
-            known = known and _plain(model.get_decoder().norm) and all(map(_known, layers[number:]))
-            wanted = section.lora_target_modules
-            return Place(number, int(attention.head_dim)) if known and (wanted == "all-linear" or set(PARTS) <= set(wanted)) else None
-    return None
-
-
-def _known(layer: Any) -> bool:
-    parts = [getattr(getattr(layer, block, None), part, None) for _, block, names in READERS for part in names]
-    return None not in parts and not hasattr(layer, "pre_feedforward_layernorm") and all(_plain(getattr(layer, norm, None)) for norm, *_ in READERS)
-
-
-def _plain(norm: Any) -> bool:
-    """Whether a norm multiplies by its weight and does nothing else to a state of length one a component."""
-    weight = getattr(norm, "weight", None)
-    if weight is None:
-        return False
-    with torch.no_grad():
-        return bool(torch.allclose(norm(torch.ones_like(weight)), weight, rtol=0.02, atol=1e-3))
 
 
 @dataclass(slots=True)
 class Read:
     """What training rows show.
 
-    Each row's mean state over its document (over all of its prompt, where it has none), and over what stands around it (rows, size); whether it is to be
-    refused; its weight; the mean length of each head's output (heads,); the mean length of a state at the layer; the covariance of states before the last norm
-    (size, size).
+    Each row's mean state over its document (over all of its prompt, where it has none), and over what stands around it (rows, size); the states where answers
+    begin (rows, size); whether each row is to be refused; its weight; the mean length of each head's output (heads,); the mean length of a state at the layer;
+    the covariance of states of documents, and of those before the last norm (size, size).
     """
 
     means: torch.Tensor
     frames: torch.Tensor
+    ends: torch.Tensor
     refuse: torch.Tensor
     weights: torch.Tensor
     work: torch.Tensor
     length: float
+    inside: torch.Tensor
     spread: torch.Tensor
 
 
@@ -122,10 +74,10 @@ class Spread:
 
 
 @torch.no_grad()
-def give_reading_head(
+def give_reading_heads(
     model: Any, place: Place, groups: Sequence[Group], section: TuningSection, compute: Compute, progress: Progress = lambda *_: None
 ) -> torch.Tensor | None:
-    """Write the head into a fresh adapter; gives the direction of the output layer's input along which it is heard, (size,), float32.
+    """Write the heads into a fresh adapter; gives the direction of the output layer's input along which they are heard, (size,), float32.
 
     None, and nothing is written, where training rows show no difference to read.
 
@@ -137,17 +89,27 @@ def give_reading_head(
         compute: the layout.
         progress: told how many passes are done.
     """
-    attention = model.base_model.model.get_decoder().layers[place.layer].self_attn
+    decoder = model.base_model.model.get_decoder()
+    attention = decoder.layers[place.layer].self_attn
     passes = fit_passes(groups, section.max_batch_tokens, compute)
     read = _read(model, attention, place, passes, compute, progress)
     if bool(read.refuse.all()) or not bool(read.refuse.any()):
         return None
-    wanted = reading_direction(read.means, read.frames, read.refuse, read.weights)
-    score = read.means @ wanted
-    if not bool(score.std() > 0):
+    nothing = left_out(read.means, read.frames)
+    [reads] = reading_directions([read.means], nothing, read.refuse, read.weights)
+    if not bool((read.means @ reads).std() > 0):
         return None
-    head, direction = int(read.work.argmin()), unseen_direction(model, read.spread, place.layer)
-    write_head(attention, place.size, head, wanted, direction, loud=LOUD * read.length / float(score.std()))
+    looks, looked = reads, read.means
+    for _ in range(TIMES):
+        looks = SHARP * reads / (reads @ read.inside @ reads).sqrt().clamp(min=1e-9)
+        looked = _looked(model, attention, passes, compute, looks, progress)
+        [reads] = reading_directions([looked], nothing, read.refuse, read.weights)
+    both = reading_directions([read.means, looked], nothing, read.refuse, read.weights)
+    score = read.means @ both[0] + looked @ both[1]
+    loud, direction = LOUD * read.length / float(score.std()), unseen_direction(model, read.spread, place.layer)
+    least = read.work.argsort()[:HEADS].tolist()
+    heads = [Head(least[0], both[0], loud), Head(least[1], both[1], loud, looks, steady_direction(read.ends))]
+    write_heads(attention, place.size, heads, direction, turned=float(getattr(decoder.rotary_emb, "attention_scaling", 1.0)))
     states, rows = _answers(model, passes, compute, progress)
     return listening_direction(states, score[rows])
 
@@ -162,7 +124,7 @@ def _read(model: Any, attention: Any, place: Place, passes: Sequence[Sequence[Gr
         decoder.layers[place.layer].register_forward_pre_hook(lambda _, given: found.update(entering=given[0])),
         decoder.norm.register_forward_pre_hook(lambda _, given: found.update(last=given[0])),
     ]
-    means, frames, refuse, weights, work, lengths, spread = [], [], [], [], [], [], Spread()
+    means, frames, begins, refuse, weights, work, lengths, inside, spread = [], [], [], [], [], [], [], Spread(), Spread()
     try:
         for done, one in enumerate(passes):
             progress("what tells intent: passes", done, len(passes))
@@ -173,12 +135,14 @@ def _read(model: Any, attention: Any, place: Place, passes: Sequence[Sequence[Gr
                 text, whole = (states[places].float().sum(0) for places in (document, prompt))
                 frames.append((whole - text) / (len(prompt) - len(document)))
                 means.append(text / len(document) if len(document) else frames[-1])
+                inside.add(states[document[::SOME]])
             ends = torch.tensor([int(prompt[-1]) for prompt in batch["prompts"]], device=states.device)
             heads = found["heads"].flatten(0, -2)[ends].float().view(len(ends), -1, place.size)
             work.append(torch.einsum("nhd,ohd->nho", heads, out).norm(dim=-1))
             lengths.append(found["entering"].flatten(0, -2)[ends].float().norm(dim=-1))
-            inside = torch.cat([prompt[1:] for prompt in batch["prompts"]])  # in many models a text's first state is a thing of its own, and huge
-            spread.add(found["last"].flatten(0, -2)[inside[::SOME]])
+            begins.append(states[ends].float())
+            usual = torch.cat([prompt[1:] for prompt in batch["prompts"]])  # in many models a text's first state is a thing of its own, and huge
+            spread.add(found["last"].flatten(0, -2)[usual[::SOME]])
             refuse += [term == DEFENSE for term in batch["terms"]]
             weights.append(batch["factors"])
     finally:
@@ -187,12 +151,41 @@ def _read(model: Any, attention: Any, place: Place, passes: Sequence[Sequence[Gr
     return Read(
         torch.stack(means),
         torch.stack(frames),
+        torch.cat(begins),
         torch.tensor(refuse),
         torch.cat(weights),
         torch.cat(work).mean(0),
         float(torch.cat(lengths).mean()),
+        inside.covariance().to(means[0].device),
         spread.covariance(),
     )
+
+
+class _Seen(Exception):  # noqa: N818 - it ends a forward pass early, nothing went wrong
+    """Carries the states that a layer's attention takes."""
+
+
+def _looked(model: Any, attention: Any, passes: Sequence[Sequence[Group]], compute: Compute, looks: torch.Tensor, progress: Progress) -> torch.Tensor:
+    """The mean state of each row's prompt, weighed as a head does that looks along `looks`, (rows, size)."""
+
+    def seen(_: Any, given: tuple[torch.Tensor, ...]) -> None:
+        raise _Seen(given[0].flatten(0, -2))
+
+    found, hook = [], attention.q_proj.register_forward_pre_hook(seen)
+    try:
+        for done, one in enumerate(passes):
+            progress("where intent shows: passes", done, len(passes))
+            batch = _batch(model, one, compute)
+            try:
+                model.base_model.model.get_decoder()(**forward_inputs(batch), use_cache=False)
+            except _Seen as end:
+                [states] = end.args
+            for prompt in batch["prompts"]:
+                mine = states[prompt].float()
+                found.append((mine @ looks).softmax(0) @ mine)
+    finally:
+        hook.remove()
+    return torch.stack(found)
 
 
 def _batch(model: Any, groups: Sequence[Group], compute: Compute) -> dict[str, Any]:
@@ -237,98 +230,51 @@ def listening_direction(states: torch.Tensor, score: torch.Tensor) -> torch.Tens
     return found.float().to(spread.device) / spread
 
 
-def reading_direction(means: torch.Tensor, frames: torch.Tensor, refuse: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """The direction that tells the rows to refuse from all others best, by logistic regression; both sides weigh the same.
+def left_out(means: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+    """Directions that nothing is to be read from, orthonormal columns (size, some).
 
-    The mean document gives nothing on it: whatever it gave would be written beside every text and disturb the model for nothing. And instructions and chat
-    template differ by nothing from the mean document on it (FRAMES directions of theirs are taken out): the head reads them too, and else a long document would
-    be read otherwise than a short one.
+    The mean document: whatever it gave would be written beside every text and disturb the model for nothing. And in what instructions and chat template differ
+    from it (the FRAMES strongest directions): heads read them too, and else a long document would be read otherwise than a short one.
 
     Args:
         means: of documents, (rows, size).
         frames: of what stands around them, (rows, size).
-        refuse: boolean (rows,).
-        weights: (rows,), relative within a side.
-
-    Returns:
-        (size,), float32, on `means` as they are.
     """
-    from sklearn.linear_model import LogisticRegression
-
     middle = means.mean(0)
     always = middle / middle.norm().clamp(min=1e-9)
     differ = frames - middle
     _, strengths, directions = torch.linalg.svd(differ - torch.outer(differ @ always, always), full_matrices=False)
     most = min(FRAMES, means.shape[1] // 16)
-    around = torch.cat([always.unsqueeze(0), directions[:most][strengths[:most] > 1e-6 * means.norm(dim=1).max()]]).T
-    inside = means - (means @ around) @ around.T
-    truth, spread = refuse.cpu().numpy(), means.std(0).clamp(min=1e-6)
+    return torch.cat([always.unsqueeze(0), directions[:most][strengths[:most] > 1e-6 * means.norm(dim=1).max()]]).T
+
+
+def reading_directions(seen: Sequence[torch.Tensor], nothing: torch.Tensor, refuse: torch.Tensor, weights: torch.Tensor) -> list[torch.Tensor]:
+    """The directions that together tell the rows to refuse from all others best, by one logistic regression; both sides weigh the same.
+
+    Args:
+        seen: what each head sees of the rows, (rows, size) each.
+        nothing: directions on which none of them may read, see `left_out`.
+        refuse: boolean (rows,).
+        weights: (rows,), relative within a side.
+
+    Returns:
+        For each head, (size,), float32, on `seen` as it is.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    inside = torch.cat([one - (one @ nothing) @ nothing.T for one in seen], 1)
+    truth, spread = refuse.cpu().numpy(), torch.cat([one.std(0) for one in seen]).clamp(min=1e-6)
     shares = weights.double().cpu().numpy().copy()
     for side in (truth, ~truth):
         shares[side] *= len(truth) / 2 / max(float(shares[side].sum()), 1e-9)
     fitted = LogisticRegression(C=C, max_iter=1000).fit(((inside - inside.mean(0)) / spread).cpu().numpy(), truth, sample_weight=shares)
-    found = torch.tensor(fitted.coef_[0], dtype=torch.float32, device=means.device) / spread
-    clear: torch.Tensor = found - around @ (around.T @ found)
-    return clear
+    found = (torch.tensor(fitted.coef_[0], dtype=torch.float32, device=spread.device) / spread).view(len(seen), -1)
+    return [one - nothing @ (nothing.T @ one) for one in found]
 
 
-@torch.no_grad()
-def write_head(attention: Any, size: int, head: int, wanted: torch.Tensor, direction: torch.Tensor, *, loud: float) -> None:
-    """Set the adapter so that the head gives `loud * wanted @ mean state` along a direction, and nothing else.
-
-    Its queries become 0, so that it attends to all alike; its old output is taken away; one direction of its values (the one that heads which share them use
-    least) carries what is read.
-    """
-    query, value, out = attention.q_proj, attention.v_proj, attention.o_proj
-    mine = slice(head * size, (head + 1) * size)
-    sharing = query.out_features // value.out_features
-    group = slice(head // sharing * size, (head // sharing + 1) * size)
-    mates = [one for one in range(head // sharing * sharing, (head // sharing + 1) * sharing) if one != head]
-    queries, values, outs = (part.weight.detach().float() for part in (query, value, out))
-    used = sum(
-        (outs[:, mate * size : (mate + 1) * size].T @ outs[:, mate * size : (mate + 1) * size] for mate in mates), torch.zeros(size, size, device=outs.device)
-    )
-    carrier = torch.linalg.eigh(used).eigenvectors[:, 0]
-    quiet = float(values[group].norm(dim=1).mean() / wanted.norm())  # so that the new values are of the size of the old ones
-    _set(query, mine, -queries[mine], torch.eye(size, device=queries.device))
-    _set(value, group, (quiet * wanted - carrier @ values[group]).unsqueeze(0), carrier.unsqueeze(1))
-    select = torch.zeros(size, out.in_features, device=outs.device)
-    select[:, mine] = torch.eye(size, device=outs.device)
-    _set(out, slice(None), select, loud / quiet * torch.outer(direction, carrier) - outs[:, mine])
-
-
-def _set(module: Any, rows: slice, down: torch.Tensor, up: torch.Tensor) -> None:
-    """Let the first components of an adapter add `up @ down` to `rows` of a weight."""
-    [name] = module.active_adapters
-    a, b = module.lora_A[name].weight, module.lora_B[name].weight
-    a[: len(down)] = down.to(a.dtype)
-    b[rows, : len(down)] = (up / module.scaling[name]).to(b.dtype)
-
-
-def unseen_direction(model: Any, spread: torch.Tensor, layer: int) -> torch.Tensor:
-    """The unit direction of the residual stream that the rest of the model heeds least and along which states are alike, (size,), float32.
-
-    Args:
-        model: with the adapter.
-        spread: covariance of the states that enter the last norm, (size, size).
-        layer: behind whose attention it is written.
-    """
-    heeded = _heed(model.base_model.model.get_output_embeddings().weight, _last_norm(model))
-    for number, one in enumerate(model.base_model.model.get_decoder().layers[layer:]):
-        for norm, block, parts in READERS[0 if number else 1 :]:  # what is in front of the writing does not see it
-            for part in (getattr(getattr(one, block), name) for name in parts):
-                heeded += _heed(getattr(part, "base_layer", part).weight, getattr(one, norm).weight)
-    found: torch.Tensor = torch.linalg.eigh(heeded + STILL * (spread / spread.diagonal().mean()).to(heeded.device)).eigenvectors[:, 0]
-    return found
-
-
-def _heed(weight: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
-    """The Gram matrix of a projection behind a norm, over the directions of what enters the norm, (size, size), scaled to a mean diagonal of 1."""
-    seen = weight.detach().float() * norm.detach().float()
-    found = seen.T @ seen
-    return found / found.diagonal().mean()
-
-
-def _last_norm(model: Any) -> torch.Tensor:
-    weight: torch.Tensor = model.base_model.model.get_decoder().norm.weight.detach().float()
-    return weight
+def steady_direction(states: torch.Tensor) -> torch.Tensor:
+    """The direction whose product with all these states, (rows, size), is as near to 1 as a ridge regression gets it, (size,), float32."""
+    seen = states.cpu().double()
+    square = seen.T @ seen / len(seen)
+    found: torch.Tensor = torch.linalg.solve(square + 1e-4 * square.diagonal().mean() * torch.eye(len(square), dtype=square.dtype), seen.mean(0))
+    return found.float().to(states.device)

@@ -20,9 +20,10 @@ from docward import processes
 from docward.models import Loaded
 from docward.recipe import TuningSection
 from docward.tuning.adapters import token_rows
+from docward.tuning.head_weights import reading_place
 from docward.tuning.losses import DEFENSE, forward_inputs
 from docward.tuning.packing import Compute, Group, fit_passes, pass_of
-from docward.tuning.reading_head import give_reading_head, reading_place
+from docward.tuning.reading_head import give_reading_heads
 from docward.tuning.refusal_token import refusal_token_id
 
 MOST_ROWS = 600  # enough for a few hundred weights, and half a minute
@@ -60,9 +61,12 @@ def begin_from_a_fit(
     place = reading_place(loaded.model, section)
     if place is None:
         progress(
-            "no head can be fitted to read (it takes plain attention, and LoRA on q_proj, v_proj and o_proj without DoRA and dropout): the row alone is", 0, 0
+            "no heads can be fitted to read (that takes plain attention, and LoRA on q_proj, k_proj, v_proj and o_proj without DoRA and dropout): "
+            "the row alone is",
+            0,
+            0,
         )
-    heard = give_reading_head(model, place, groups, section, compute, progress) if place else None
+    heard = give_reading_heads(model, place, groups, section, compute, progress) if place else None
     found = processes.on_main(lambda: _fitted(model, groups, section, compute, token, rows[-1], heard, progress))
     with torch.no_grad():
         rows[-1].copy_(torch.tensor(found, dtype=rows[-1].dtype, device=rows[-1].device).expand_as(rows[-1]))

@@ -1,0 +1,191 @@
+"""Which heads of a model can be given the job of reading, and the adapter weights that give it to them.
+
+In: a model with a fresh adapter, which head, what it is to read, where it is to look, and where to write. Out: the adapter's weights, set so that the head does
+that and nothing else. A head that looks at all alike has queries of 0. A head that looks at some places more has one constant query: a linear function of the
+state that is nearly 1 wherever answers begin, in the pair of rotary components that turns slowest, so that places far away count like near ones; the keys that
+it shares with other heads give up that pair for what it looks for, and the others no longer ask for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from docward.recipe import TuningSection
+
+STILL = 100.0  # how much a direction's own spread counts against it, beside what later layers and the logits make of it
+PARTS = ("q_proj", "k_proj", "v_proj", "o_proj")
+# What reads the residual stream: a norm, the block behind it, and the block's projections.
+READERS = (("input_layernorm", "self_attn", ("q_proj", "k_proj", "v_proj")), ("post_attention_layernorm", "mlp", ("gate_proj", "up_proj")))
+HEADS = 2  # one that looks at all alike, and one that looks where intent shows
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which layer has the heads, the size of a head, and how many of them share keys and values."""
+
+    layer: int
+    size: int
+    sharing: int
+
+    def ranks(self, rank: int) -> dict[str, int]:
+        """LoRA ranks of the layer's projections, as PEFT takes them: those of the recipe, and what the heads take."""
+        taken = {"q_proj": HEADS * self.size + 2 * (self.sharing - 1), "k_proj": 2, "v_proj": HEADS, "o_proj": HEADS * self.size}
+        return {rf"layers\.{self.layer}\.self_attn\.{part}": rank + more for part, more in taken.items()}
+
+
+def reading_place(model: Any, section: TuningSection) -> Place | None:
+    """Where heads can be given the job: in the last layer but one, or the last before it that sees whole texts.
+
+    None where a layer is not of the kind known here (separate projections without a bias on queries and keys and no norm on them; rotary positions on whole
+    heads; one norm before attention and one before a gated MLP, each a product with its weight), or the recipe does not adapt what heads take.
+    """
+    config = model.config.get_text_config()
+    everywhere = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+    kinds = getattr(config, "layer_types", None) or [everywhere] * int(config.num_hidden_layers)
+    layers = getattr(model.get_decoder(), "layers", None)
+    if section.use_dora or section.lora_dropout or not isinstance(layers, torch.nn.ModuleList):
+        return None
+    for number in range(len(layers) - 2, section.lora_first_layer - 1, -1):
+        attention: Any = getattr(layers[number], "self_attn", None)
+        parts = [getattr(attention, part, None) for part in PARTS]
+        linear: list[Any] = [getattr(part, "base_layer", part) for part in parts]  # adapted or not
+        if kinds[number] == "full_attention" and all(type(one) is torch.nn.Linear for one in linear):
+            known = linear[0].bias is None and linear[1].bias is None and not hasattr(attention, "q_norm")
+            known = known and _turns_whole_heads(model, int(attention.head_dim)) and linear[0].out_features >= HEADS * int(attention.head_dim)
+            known = known and _plain(model.get_decoder().norm) and all(map(_known, layers[number:]))
+            wanted = section.lora_target_modules
+            sharing = linear[0].out_features // linear[1].out_features
+            return Place(number, int(attention.head_dim), sharing) if known and (wanted == "all-linear" or set(PARTS) <= set(wanted)) else None
+    return None
+
+
+def _turns_whole_heads(model: Any, size: int) -> bool:
+    turns = getattr(getattr(model.get_decoder(), "rotary_emb", None), "inv_freq", None)
+    return turns is not None and turns.shape == (size // 2,)
+
+
+def _known(layer: Any) -> bool:
+    parts = [getattr(getattr(layer, block, None), part, None) for _, block, names in READERS for part in names]
+    return None not in parts and not hasattr(layer, "pre_feedforward_layernorm") and all(_plain(getattr(layer, norm, None)) for norm, *_ in READERS)
+
+
+def _plain(norm: Any) -> bool:
+    """Whether a norm multiplies by its weight and does nothing else to a state of length one a component."""
+    weight = getattr(norm, "weight", None)
+    if weight is None:
+        return False
+    with torch.no_grad():
+        return bool(torch.allclose(norm(torch.ones_like(weight)), weight, rtol=0.02, atol=1e-3))
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a head is to do.
+
+    Its `number` in the layer; the direction that it reads, (size,); and how `loud` it writes that. It looks at a state as much as `looks` @ state says, as a
+    softmax does, whenever `steady` @ state is 1 where it looks from; None: at all alike.
+    """
+
+    number: int
+    reads: torch.Tensor
+    loud: float
+    looks: torch.Tensor | None = None
+    steady: torch.Tensor | None = None
+
+
+@torch.no_grad()
+def write_heads(attention: Any, size: int, heads: Sequence[Head], direction: torch.Tensor, *, turned: float = 1.0) -> None:
+    """Set the adapter so that heads write what they read along one direction, and nothing else.
+
+    Their old output is taken away; a direction of the values of each (the one that heads which share them use least) carries what it reads.
+
+    Args:
+        attention: of one layer, with a fresh adapter.
+        size: of a head.
+        heads: which are to do what; at most one of them looks.
+        direction: unit, (size of a state,).
+        turned: what rotary positions multiply queries and keys with.
+    """
+    queries, keys, values, outs = (getattr(attention, part).weight.detach().float().clone() for part in PARTS)
+    sharing = len(queries) // len(keys)
+    taken: dict[int, list[torch.Tensor]] = {}
+    slowest = (size // 2 - 1, size - 1)
+    for head in heads:
+        mine, group = _rows(head.number, size), head.number // sharing
+        queries[mine] = 0
+        if head.looks is not None and head.steady is not None:
+            for mate in range(group * sharing, (group + 1) * sharing):
+                queries[[mate * size + place for place in slowest]] = 0
+            keys[[group * size + place for place in slowest]] = 0
+            asked = float(keys.norm(dim=1).mean() / head.looks.norm())  # so that the new keys are of the size of the old ones
+            queries[mine.start + slowest[0]] = head.steady / (asked * attention.scaling * turned**2)
+            keys[group * size + slowest[0]] = asked * head.looks
+        mates = [one for one in range(group * sharing, (group + 1) * sharing) if one not in [other.number for other in heads]]
+        used = sum((outs[:, _rows(mate, size)].T @ outs[:, _rows(mate, size)] for mate in mates), torch.zeros(size, size, device=outs.device))
+        much = 1e3 * float(outs.square().sum())
+        used = used + sum((much * torch.outer(one, one) for one in taken.get(group, [])), torch.zeros_like(used))
+        carrier = torch.linalg.eigh(used).eigenvectors[:, 0]
+        taken.setdefault(group, []).append(carrier)
+        there = values[_rows(group, size)]
+        quiet = float(there.norm(dim=1).mean() / head.reads.norm())  # as with the keys
+        values[_rows(group, size)] = there + torch.outer(carrier, quiet * head.reads - carrier @ there)
+        outs[:, mine] = head.loud / quiet * torch.outer(direction, carrier)
+    _set(attention.q_proj, queries)
+    _set(attention.k_proj, keys)
+    _set(attention.v_proj, values)
+    _set(attention.o_proj, outs)
+
+
+def _rows(number: int, size: int) -> slice:
+    return slice(number * size, (number + 1) * size)
+
+
+def _set(module: Any, wanted: torch.Tensor) -> None:
+    """Let an adapter add what is wanted of a weight less what it is: few rows or columns, or a matrix of low rank."""
+    [name] = module.active_adapters
+    a, b = module.lora_A[name].weight, module.lora_B[name].weight
+    change = wanted - module.weight.detach().float()
+    rows, columns = (change.abs().amax(across).nonzero()[:, 0] for across in (1, 0))
+    one_hot = torch.eye(max(change.shape), device=change.device)
+    if len(rows) <= len(a):
+        up, down = one_hot[: len(change), rows], change[rows]
+    elif len(columns) <= len(a):
+        up, down = change[:, columns], one_hot[columns, : change.shape[1]]
+    else:
+        left, strengths, right = torch.linalg.svd(change, full_matrices=False)
+        up, down = (left * strengths)[:, : len(a)], right[: len(a)]
+    a[: len(down)] = down.to(a.dtype)
+    b[:, : up.shape[1]] = (up / module.scaling[name]).to(b.dtype)
+
+
+def unseen_direction(model: Any, spread: torch.Tensor, layer: int) -> torch.Tensor:
+    """The unit direction of the residual stream that the rest of the model heeds least and along which states are alike, (size,), float32.
+
+    Args:
+        model: with the adapter.
+        spread: covariance of the states that enter the last norm, (size, size).
+        layer: behind whose attention it is written.
+    """
+    heeded = _heed(model.base_model.model.get_output_embeddings().weight, _last_norm(model))
+    for number, one in enumerate(model.base_model.model.get_decoder().layers[layer:]):
+        for norm, block, parts in READERS[0 if number else 1 :]:  # what is in front of the writing does not see it
+            for part in (getattr(getattr(one, block), name) for name in parts):
+                heeded += _heed(getattr(part, "base_layer", part).weight, getattr(one, norm).weight)
+    found: torch.Tensor = torch.linalg.eigh(heeded + STILL * (spread / spread.diagonal().mean()).to(heeded.device)).eigenvectors[:, 0]
+    return found
+
+
+def _heed(weight: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+    """The Gram matrix of a projection behind a norm, over the directions of what enters the norm, (size, size), scaled to a mean diagonal of 1."""
+    seen = weight.detach().float() * norm.detach().float()
+    found = seen.T @ seen
+    return found / found.diagonal().mean()
+
+
+def _last_norm(model: Any) -> torch.Tensor:
+    weight: torch.Tensor = model.base_model.model.get_decoder().norm.weight.detach().float()
+    return weight
