@@ -29,8 +29,8 @@ OPENERS = (  # what chat models begin with
 ACCENTS = "\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030c\u0323\u0327"  # combining marks: grave, acute, ...
 WIDE = 0xFF01 - ord("!")  # from a sign of ASCII to its full-width form
 SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])|\n+")
-PASSAGE = 120  # words of a text at most that others surround, so that the whole stays affordable
-SURROUNDED = (1.0, 6.0)  # words of other texts to one of the passage
+PASSAGE = 80  # words of a text at most that others surround, so that the whole stays affordable
+SURROUNDED = (1.0, 5.0)  # words of other texts to one of the passage
 
 
 def letter_case(text: str, random: Random) -> str:

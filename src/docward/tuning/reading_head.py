@@ -24,7 +24,7 @@ from docward.tuning.packing import Compute, Group, fit_passes, pass_of
 
 C = 0.01  # inverse penalty of the logistic regression, on states of unit variance
 LOUD = 0.08  # spread of what is written, as a share of the state's length
-FRAMES = 8  # directions of instructions and chat template that are not read
+FRAMES = 24  # directions of instructions and chat template that are not read
 SOME = 7  # one place in so many is kept, where all would be too many
 SHARP = 1.0  # spread, over the states of documents, of what the looking head's softmax takes
 TIMES = 2  # where to look and what to read there are found in turns
@@ -36,24 +36,24 @@ Progress = Callable[[str, int, int], None]
 class Read:
     """What training rows show.
 
-    Each row's mean state over its document (over all of its prompt, where it has none), and over what stands around it (rows, size); the states where answers
-    begin (rows, size); whether each row is to be refused; its weight; the mean length of each head's output (heads,); the mean length of a state at the layer;
-    the covariance of states of documents, and of those before the last norm (size, size).
+    Each row's mean state over its document (over all of its prompt, where it has none), (rows, size); whether it is to be refused; its weight; the mean length
+    of each head's output (heads,); the mean length of a state at the layer; and how states spread: those of documents, those of what stands around them, those
+    where answers begin, and those before the last norm.
     """
 
     means: torch.Tensor
-    frames: torch.Tensor
-    ends: torch.Tensor
     refuse: torch.Tensor
     weights: torch.Tensor
     work: torch.Tensor
     length: float
-    inside: torch.Tensor
-    spread: torch.Tensor
+    inside: Spread
+    around: Spread
+    ends: Spread
+    last: Spread
 
 
 class Spread:
-    """The covariance of states that come a few at a time, (size, size), in float64 until it is given."""
+    """Mean and covariance of states that come a few at a time, in float64 until they are given."""
 
     def __init__(self) -> None:
         """Begin with none."""
@@ -66,11 +66,20 @@ class Spread:
         states = states.cpu().double()
         self.count, self.total, self.squares = self.count + len(states), self.total + states.sum(0), self.squares + states.T @ states
 
-    def covariance(self) -> torch.Tensor:
-        """What it is by now, float32."""
-        mean = self.total / self.count
-        found: torch.Tensor = (self.squares / self.count - torch.outer(mean, mean)).float()
+    def mean(self) -> torch.Tensor:
+        """What it is by now, (size,), float64."""
+        found: torch.Tensor = self.total / self.count
         return found
+
+    def about(self, middle: torch.Tensor) -> torch.Tensor:
+        """The mean outer product of what states differ by from `middle` with itself, (size, size), float64."""
+        mean = self.mean()
+        found: torch.Tensor = self.squares / self.count - torch.outer(mean, middle) - torch.outer(middle, mean) + torch.outer(middle, middle)
+        return found
+
+    def covariance(self) -> torch.Tensor:
+        """What it is by now, (size, size), float32."""
+        return self.about(self.mean()).float()
 
 
 @torch.no_grad()
@@ -95,20 +104,21 @@ def give_reading_heads(
     read = _read(model, attention, place, passes, compute, progress)
     if bool(read.refuse.all()) or not bool(read.refuse.any()):
         return None
-    nothing = left_out(read.means, read.frames)
+    nothing = left_out(read.means, read.around)
+    inside = read.inside.covariance().to(read.means.device)
     [reads] = reading_directions([read.means], nothing, read.refuse, read.weights)
     if not bool((read.means @ reads).std() > 0):
         return None
     looks, looked = reads, read.means
     for _ in range(TIMES):
-        looks = SHARP * reads / (reads @ read.inside @ reads).sqrt().clamp(min=1e-9)
+        looks = SHARP * reads / (reads @ inside @ reads).sqrt().clamp(min=1e-9)
         looked = _looked(model, attention, passes, compute, looks, progress)
         [reads] = reading_directions([looked], nothing, read.refuse, read.weights)
     both = reading_directions([read.means, looked], nothing, read.refuse, read.weights)
     score = read.means @ both[0] + looked @ both[1]
-    loud, direction = LOUD * read.length / float(score.std()), unseen_direction(model, read.spread, place.layer)
+    loud, direction = LOUD * read.length / float(score.std()), unseen_direction(model, read.last.covariance(), place.layer)
     least = read.work.argsort()[:HEADS].tolist()
-    heads = [Head(least[0], both[0], loud), Head(least[1], both[1], loud, looks, steady_direction(read.ends))]
+    heads = [Head(least[0], both[0], loud), Head(least[1], both[1], loud, looks, steady_direction([read.ends, read.inside]).to(looks.device))]
     write_heads(attention, place.size, heads, direction, turned=float(getattr(decoder.rotary_emb, "attention_scaling", 1.0)))
     states, rows = _answers(model, passes, compute, progress)
     return listening_direction(states, score[rows])
@@ -124,7 +134,8 @@ def _read(model: Any, attention: Any, place: Place, passes: Sequence[Sequence[Gr
         decoder.layers[place.layer].register_forward_pre_hook(lambda _, given: found.update(entering=given[0])),
         decoder.norm.register_forward_pre_hook(lambda _, given: found.update(last=given[0])),
     ]
-    means, frames, begins, refuse, weights, work, lengths, inside, spread = [], [], [], [], [], [], [], Spread(), Spread()
+    means, refuse, weights, work, lengths = [], [], [], [], []
+    inside, around, begins, last = Spread(), Spread(), Spread(), Spread()
     try:
         for done, one in enumerate(passes):
             progress("what tells intent: passes", done, len(passes))
@@ -132,17 +143,16 @@ def _read(model: Any, attention: Any, place: Place, passes: Sequence[Sequence[Gr
             decoder(**forward_inputs(batch), use_cache=False)
             states = found["states"].flatten(0, -2)
             for prompt, document in zip(batch["prompts"], batch["documents"], strict=True):
-                text, whole = (states[places].float().sum(0) for places in (document, prompt))
-                frames.append((whole - text) / (len(prompt) - len(document)))
-                means.append(text / len(document) if len(document) else frames[-1])
+                means.append(states[document if len(document) else prompt].float().mean(0))
                 inside.add(states[document[::SOME]])
+                around.add(states[prompt[~torch.isin(prompt, document)]])
             ends = torch.tensor([int(prompt[-1]) for prompt in batch["prompts"]], device=states.device)
-            heads = found["heads"].flatten(0, -2)[ends].float().view(len(ends), -1, place.size)
-            work.append(torch.einsum("nhd,ohd->nho", heads, out).norm(dim=-1))
             lengths.append(found["entering"].flatten(0, -2)[ends].float().norm(dim=-1))
-            begins.append(states[ends].float())
-            usual = torch.cat([prompt[1:] for prompt in batch["prompts"]])  # in many models a text's first state is a thing of its own, and huge
-            spread.add(found["last"].flatten(0, -2)[usual[::SOME]])
+            begins.add(states[ends])
+            usual = torch.cat([prompt[1:] for prompt in batch["prompts"]])[::SOME]  # in many models a text's first state is a thing of its own, and huge
+            last.add(found["last"].flatten(0, -2)[usual])
+            heads = found["heads"].flatten(0, -2)[usual].float().view(len(usual), -1, place.size)
+            work.append(torch.einsum("nhd,ohd->nho", heads, out).norm(dim=-1))
             refuse += [term == DEFENSE for term in batch["terms"]]
             weights.append(batch["factors"])
     finally:
@@ -150,14 +160,14 @@ def _read(model: Any, attention: Any, place: Place, passes: Sequence[Sequence[Gr
             hook.remove()
     return Read(
         torch.stack(means),
-        torch.stack(frames),
-        torch.cat(begins),
         torch.tensor(refuse),
         torch.cat(weights),
         torch.cat(work).mean(0),
         float(torch.cat(lengths).mean()),
-        inside.covariance().to(means[0].device),
-        spread.covariance(),
+        inside,
+        around,
+        begins,
+        last,
     )
 
 
@@ -230,22 +240,25 @@ def listening_direction(states: torch.Tensor, score: torch.Tensor) -> torch.Tens
     return found.float().to(spread.device) / spread
 
 
-def left_out(means: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+def left_out(means: torch.Tensor, around: Spread) -> torch.Tensor:
     """Directions that nothing is to be read from, orthonormal columns (size, some).
 
-    The mean document: whatever it gave would be written beside every text and disturb the model for nothing. And in what instructions and chat template differ
-    from it (the FRAMES strongest directions): heads read them too, and else a long document would be read otherwise than a short one.
+    The mean document: whatever it gave would be written beside every text and disturb the model for nothing. And in what the states of instructions and chat
+    template differ from it (the FRAMES strongest directions): heads see them too, some of them are huge, and else a long document would be read otherwise than
+    a short one.
 
     Args:
         means: of documents, (rows, size).
-        frames: of what stands around them, (rows, size).
+        around: the states of what stands around them.
     """
     middle = means.mean(0)
     always = middle / middle.norm().clamp(min=1e-9)
-    differ = frames - middle
-    _, strengths, directions = torch.linalg.svd(differ - torch.outer(differ @ always, always), full_matrices=False)
-    most = min(FRAMES, means.shape[1] // 16)
-    return torch.cat([always.unsqueeze(0), directions[:most][strengths[:most] > 1e-6 * means.norm(dim=1).max()]]).T
+    clear = torch.eye(len(always), device=always.device) - torch.outer(always, always)
+    differ = clear @ around.about(middle.cpu().double()).float().to(always.device) @ clear
+    strengths, directions = torch.linalg.eigh(differ)  # the strongest last
+    strong = strengths > (1e-6 * means.norm(dim=1).max()) ** 2
+    strong[: len(always) - min(FRAMES, len(always) // 16)] = False
+    return torch.cat([always.unsqueeze(1), directions[:, strong]], 1)
 
 
 def reading_directions(seen: Sequence[torch.Tensor], nothing: torch.Tensor, refuse: torch.Tensor, weights: torch.Tensor) -> list[torch.Tensor]:
@@ -272,9 +285,9 @@ def reading_directions(seen: Sequence[torch.Tensor], nothing: torch.Tensor, refu
     return [one - nothing @ (nothing.T @ one) for one in found]
 
 
-def steady_direction(states: torch.Tensor) -> torch.Tensor:
-    """The direction whose product with all these states, (rows, size), is as near to 1 as a ridge regression gets it, (size,), float32."""
-    seen = states.cpu().double()
-    square = seen.T @ seen / len(seen)
-    found: torch.Tensor = torch.linalg.solve(square + 1e-4 * square.diagonal().mean() * torch.eye(len(square), dtype=square.dtype), seen.mean(0))
-    return found.float().to(states.device)
+def steady_direction(states: Sequence[Spread]) -> torch.Tensor:
+    """The direction whose product with all these states is as near to 1 as a ridge regression gets it, (size,), float32; each spread counts the same."""
+    square = torch.stack([one.about(torch.zeros_like(one.total)) for one in states]).mean(0)
+    ridge = 1e-4 * square.diagonal().mean() * torch.eye(len(square), dtype=square.dtype)
+    found: torch.Tensor = torch.linalg.solve(square + ridge, torch.stack([one.mean() for one in states]).mean(0))
+    return found.float()
