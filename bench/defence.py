@@ -1,6 +1,6 @@
 """Which recipe defends best: named variants of a recipe, tuned on fixed seeds and splits, side by side in one table.
 
-    python bench/defence.py [NAME ...] [--seeds 0 1 2] [--documents malicious=FILE ...] [--output-dir runs/defence] [--log]
+    python bench/defence.py [NAME ...] [--seeds 0 1 2] [--documents malicious=FILE ...] [--output-dir runs/defence] [--by-task] [--log]
 
 Variants stand in `bench/defence.yaml`: by name, a recipe and the keys that differ from it; with `by: untuned` nothing is tuned (with a system prompt that tells
 to decline, this is what costs nothing), with `by: surface` no model is asked: a classifier that sees no words decides. Each variant and seed is a run folder of
@@ -180,6 +180,21 @@ def row(name: str, title: str, seeds: Mapping[int, dict[str, Any]]) -> str:
     return f"| {name} | {title} | {len(seeds)} | " + " | ".join(cells) + f" | {minutes:.1f} |"
 
 
+def by_task(name: str, title: str, seeds: Mapping[int, dict[str, Any]]) -> list[str]:
+    """Rates by task: for each label, a row of a variant on a set, and of which tasks there are."""
+    from docward.evaluation.rates import rates
+    from docward.records import read_rows
+    from docward.types import Label, Verdict
+
+    found = {(one.set, one.task): one for one in rates([one for seed in seeds.values() for one in read_rows(seed[title] / "verdicts.jsonl", Verdict)])}
+    tasks = dict.fromkeys(task for _, task in found)
+    lines = [f"| {name} | {title} | {len(seeds)} | | " + " | ".join(tasks) + " |"]
+    for label in Label:
+        cells = [f"{100 * one.value:.1f} ({100 * one.low:.0f} to {100 * one.high:.0f})" if (one := found.get((label, task))) else "" for task in tasks]
+        lines.append(f"| {name} | {title} | {len(seeds)} | {label.value} | " + " | ".join(cells) + " |")
+    return lines
+
+
 HEAD = """| variant | documents | seeds | block rate | over-refusal | false refusal | balance | AUC by seed | attempts | minutes |
 |---|---|---|---|---|---|---|---|---|---|"""
 
@@ -191,6 +206,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--documents", nargs="*", default=[], metavar="LABEL=FILE", help="others to measure on, called `development`")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/defence"))
+    parser.add_argument("--by-task", action="store_true", help="a second table, with the rates of each task")
     parser.add_argument("--log", action="store_true", help="add the table to docs/lab-log.md")
     given = parser.parse_args()
     from docward.documents.reading import read_documents
@@ -198,13 +214,15 @@ def main() -> None:
 
     others = [one for pair in given.documents for label, _, path in [pair.partition("=")] for one in read_documents(Path(path), label=Label(label))]
     sets = {"development": others} if others else {}
-    lines = [HEAD]
+    lines, tasks = [HEAD], [""]
     for name, variant in variants(given.names).items():
         seeds = {seed: measured(name, seed, variant, given, sets) for seed in given.seeds}
         for title in next(iter(seeds.values())):
             if title != "minutes":
                 lines.append(row(name, title, seeds))
+                tasks += by_task(name, title, seeds)
                 print(f"\r\033[K{lines[-1]}", file=sys.stderr)
+    lines += tasks if given.by_task else []
     print("\n".join(lines))
     if given.log:
         with LOG.open("a", encoding="utf-8") as log:

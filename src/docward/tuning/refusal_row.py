@@ -1,7 +1,7 @@
-"""What a fit gives, before the first step or in place of all steps: the refusal token's row, and the head that reads for it.
+"""What a fit gives, before the first step or in place of all steps: the refusal token's row, and the heads that read for it.
 
 In: a model with a fresh adapter and the training rows. Out: a model whose refusal token has a margin over all others that tells malicious from benign training
-documents; steps, where the recipe has any, go on from there. Where the model's attention allows for it, a head brings what the whole text says
+documents; steps, where the recipe has any, go on from there. Where the model's attention allows for it, two heads bring what the whole text says
 (`reading_head.py`) and the row listens to that, besides telling where an answer begins from where it goes on; else the row is a logistic regression on the
 states where answers begin. Benign answers must not have the token at any place.
 A token as refusal score: Refusal Tokens, arXiv 2412.06748.
@@ -41,7 +41,7 @@ def begin_from_a_fit(
     compute: Compute,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> bool:
-    """Give the model a head that reads, where it can have one, and the refusal token's row; False where nothing can be fitted.
+    """Give the model heads that read, where it can have them, and the refusal token's row; False where nothing can be fitted.
 
     That is where the model has no token to spare, or its logits are not what its output layer gives but scaled or capped.
 
