@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from docward.dataset.building import Plan, general_examples, plan_examples
-from docward.dataset.disturbing import KINDS, PASSAGE, disturbed_copies, surrounded
+from docward.dataset.disturbing import KINDS, PASSAGE, disturbed_copies, first_sentences, surrounded
 from docward.documents.reading import own_documents
 from docward.evaluation.suites.texts import LOOK_ALIKES, ODD_SPACES
 from docward.tasks import get_tasks
@@ -90,7 +90,7 @@ def test_what_is_lost_altogether_is_no_copy(examples):
 
 
 def test_a_passage_stands_among_ordinary_documents(examples):
-    copies = [one for one in disturbed_copies(examples, 0.9, seed=0, groups={}, surround=True) if one.id.endswith("|surrounded")]
+    copies = [one for one in disturbed_copies(examples, 0.9, seed=0, groups={}, passages=True) if one.id.endswith("|surrounded")]
     ordinary = [one.document.lower() for one in examples if one.label == Label.ORDINARY]
     by_id = {one.id: one for one in examples}
     assert {one.label for one in copies} == {*Label}
@@ -112,14 +112,30 @@ def test_a_passage_stands_among_ordinary_documents(examples):
 @pytest.mark.parametrize("text", ["", "a", "\u8bf7\u5c3d\u5feb\u56de\u590d\u3002" * 100, "word " * 500])
 def test_any_text_can_be_surrounded(text):
     for seed in range(5):
-        found = surrounded(text, Random(seed), ["Buses run.", "The fair opens on Monday. It is free."])
-        assert text.strip()[:100] in found
+        assert text in surrounded(text, Random(seed), ["Buses run.", "The fair opens on Monday. It is free."])
+
+
+def test_copies_of_passages_are_short(examples):
+    by_id = {one.id: len(one.document.split()) for one in examples}
+    assert max(by_id.values()) > 2 * PASSAGE
+    for copy in disturbed_copies(examples, 0.9, seed=0, groups={}, passages=True):
+        name, _, kind = copy.id.rpartition("|")
+        assert len(copy.document.split()) < (9 if kind == "surrounded" else 2) * PASSAGE
+        if kind == "letter case":
+            assert min(by_id[name], PASSAGE) / 3 < len(copy.document.split()) <= max(PASSAGE, 60)
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "first"), [("One two. Three four. Five.", 4, "One two. Three four."), ("One two three.", 1, "One two three."), ("", 3, "")]
+)
+def test_first_sentences(text, words, first):
+    assert first_sentences(text, words) == first
 
 
 def test_nothing_is_surrounded_where_answers_are_learned_or_no_document_is_ordinary(examples):
     assert not any(one.id.endswith("|surrounded") for one in disturbed_copies(examples, 0.9, seed=0, groups={}))
     some = [one for one in examples if one.label != Label.ORDINARY]
-    assert not any(one.id.endswith("|surrounded") for one in disturbed_copies(some, 0.9, seed=0, groups={}, surround=True))
+    assert not any(one.id.endswith("|surrounded") for one in disturbed_copies(some, 0.9, seed=0, groups={}, passages=True))
 
 
 def test_the_share_and_the_seed_decide(examples):

@@ -29,7 +29,7 @@ OPENERS = (  # what chat models begin with
 ACCENTS = "\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030c\u0323\u0327"  # combining marks: grave, acute, ...
 WIDE = 0xFF01 - ord("!")  # from a sign of ASCII to its full-width form
 SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])|\n+")
-PASSAGE = 80  # words of a text at most that others surround, so that the whole stays affordable
+PASSAGE = 80  # words of a text at most, where a copy is of its first sentences: so much that noise, which takes many tokens, stays affordable
 SURROUNDED = (1.0, 5.0)  # words of other texts to one of the passage
 
 
@@ -95,17 +95,16 @@ def opener(text: str, random: Random) -> str:
 
 
 def surrounded(text: str, random: Random, others: Sequence[str]) -> str:
-    """Its first sentences, somewhere among those of other texts."""
-    passage, around = _sentences(text, PASSAGE), list[str]()
-    words = len(passage.split()) * random.uniform(*SURROUNDED)
+    """It stands somewhere among the first sentences of other texts."""
+    words, around = len(text.split()) * random.uniform(*SURROUNDED), list[str]()
     while words > 0:
-        around.append(_sentences(random.choice(others), round(words)))
+        around.append(first_sentences(random.choice(others), round(words)))
         words -= max(1, len(around[-1].split()))
-    around.insert(random.randrange(len(around) + 1), passage)
+    around.insert(random.randrange(len(around) + 1), text)
     return "\n\n".join(around)
 
 
-def _sentences(text: str, words: int) -> str:
+def first_sentences(text: str, words: int) -> str:
     """The first sentences with at most so many words together, at least one."""
     end = 0
     for cut in SENTENCE.finditer(text):
@@ -124,7 +123,7 @@ KINDS: dict[str, Callable[[str, Random], str]] = {
 }
 
 
-def disturbed_copies(examples: Sequence[Example], share: float, *, seed: int, groups: Mapping[str, str], surround: bool = False) -> list[Example]:
+def disturbed_copies(examples: Sequence[Example], share: float, *, seed: int, groups: Mapping[str, str], passages: bool = False) -> list[Example]:
     """Copies of about `share` of the examples, of all that have a document: each with one kind of disturbance and the answer to the document as it was.
 
     Matched documents are copied together and disturbed in one kind, so that it does not tell the label; a document is disturbed alike for all its tasks.
@@ -134,9 +133,10 @@ def disturbed_copies(examples: Sequence[Example], share: float, *, seed: int, gr
         share: of matched groups of documents, by chance.
         seed: of the chance.
         groups: document id -> name of its matched group; default: its own id.
-        surround: whether standing among ordinary documents is one of the kinds; answers to such copies are right in whether they decline, no further.
+        passages: whether copies are of a document's first sentences and may stand among other documents; the answers are then right in whether they decline,
+            no further.
     """
-    others = [one.document for one in examples if one.label == Label.ORDINARY and one.document] if surround else []
+    others = [one.document for one in examples if one.label == Label.ORDINARY and one.document] if passages else []
     kinds = [*KINDS, *(["surrounded"] if others else [])]
     copies = []
     for one in examples:
@@ -144,7 +144,8 @@ def disturbed_copies(examples: Sequence[Example], share: float, *, seed: int, gr
         if not one.document or chance.random() >= share:
             continue
         kind, random = chance.choice(kinds), Random(f"{seed}|{one.document_id}")
-        changed = KINDS[kind](one.document, random) if kind in KINDS else surrounded(one.document, random, others)
+        text = first_sentences(one.document, PASSAGE) if passages else one.document
+        changed = KINDS[kind](text, random) if kind in KINDS else surrounded(text, random, others)
         if changed.strip():
             copies.append(replace(one, id=f"{one.id}|{kind}", document=document_for(one.task, changed)))
     return copies
