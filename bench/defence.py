@@ -136,7 +136,8 @@ def _by_surface(run: Any, documents: list[Any], place: Path) -> None:
     from docward.records import read_rows, write_rows
     from docward.types import Document, Split
 
-    train = [one for one in read_rows(run.folder / "documents.jsonl", Document) if one.split == Split.TRAIN]
+    train = [one for one in read_rows(run.folder / "documents.jsonl", Document) if one.split == Split.TRAIN and not one.is_prompt]
+    documents = [one for one in documents if not one.is_prompt]
     place.mkdir(parents=True, exist_ok=True)
     write_rows(place / "verdicts.jsonl", classifier_verdicts(surface_refuses(train, documents), {one.id: one.label for one in documents}))
     write_rows(place / "replies.jsonl", [])
@@ -188,7 +189,7 @@ def by_task(name: str, title: str, seeds: Mapping[int, dict[str, Any]]) -> list[
 
     found = {(one.set, one.task): one for one in rates([one for seed in seeds.values() for one in read_rows(seed[title] / "verdicts.jsonl", Verdict)])}
     tasks = dict.fromkeys(task for _, task in found)
-    lines = [f"| {name} | {title} | {len(seeds)} | | " + " | ".join(tasks) + " |"]
+    lines = ["", "| variant | documents | seeds | label | " + " | ".join(tasks) + " |", "|---" * (4 + len(tasks)) + "|"]
     for label in Label:
         cells = [f"{100 * one.value:.1f} ({100 * one.low:.0f} to {100 * one.high:.0f})" if (one := found.get((label, task))) else "" for task in tasks]
         lines.append(f"| {name} | {title} | {len(seeds)} | {label.value} | " + " | ".join(cells) + " |")
@@ -214,7 +215,7 @@ def main() -> None:
 
     others = [one for pair in given.documents for label, _, path in [pair.partition("=")] for one in read_documents(Path(path), label=Label(label))]
     sets = {"development": others} if others else {}
-    lines, tasks = [HEAD], [""]
+    lines, tasks = [HEAD], list[str]()
     for name, variant in variants(given.names).items():
         seeds = {seed: measured(name, seed, variant, given, sets) for seed in given.seeds}
         for title in next(iter(seeds.values())):

@@ -184,8 +184,7 @@ def tune(run: Run) -> None:
     with run.stage("tune"):
         examples = read_split(run.folder / "dataset", Split.TRAIN)
         section = run.recipe.tuning
-        # With steps, the answers of passages would be learned: to say more than the text does, or to answer for a part of it.
-        examples += disturbed_copies(examples, section.disturbed, seed=run.recipe.seed, groups=groups, passages=not section.num_train_epochs)
+        examples += disturbed_copies(examples, section.disturbed, seed=run.recipe.seed, groups=groups)
         given: dict[str, Any] = {"groups": groups, "task_weights": weights, "document_weights": balance, "probe": _probe(run), "progress": run.progress}
         tune_adapter(_to_tune(run), examples, section, run=run.folder, seed=run.recipe.seed, **given)
         run._untuned = None  # tuning changed it in place

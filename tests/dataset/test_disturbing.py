@@ -8,11 +8,11 @@ from random import Random
 import pytest
 
 from docward.dataset.building import Plan, general_examples, plan_examples
-from docward.dataset.disturbing import KINDS, PASSAGE, disturbed_copies, first_sentences, surrounded
+from docward.dataset.disturbing import KINDS, OPENERS, disturbed_copies
 from docward.documents.reading import own_documents
-from docward.evaluation.suites.texts import LOOK_ALIKES, ODD_SPACES
+from docward.evaluation.suites.texts import LOOK_ALIKES, ODD_SPACES, phrases
 from docward.tasks import get_tasks
-from docward.types import Label, Split
+from docward.types import Split
 
 TEXT = "Dear neighbours, the council will close Mill Road on Monday. Please use the bridge instead. It opens at nine."
 
@@ -43,7 +43,7 @@ def test_any_text_can_be_disturbed(kind, text):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_suites_test_with_other_noise(kind):
+def test_look_alike_letters_and_odd_spaces_are_for_the_suites_alone(kind):
     theirs = {*LOOK_ALIKES.values(), *ODD_SPACES} - {"\n", "  "}
     for seed in range(50):
         assert not any(sign in KINDS[kind](TEXT, Random(seed)) for sign in theirs)
@@ -52,7 +52,7 @@ def test_the_suites_test_with_other_noise(kind):
 def test_copies_keep_all_but_the_document(examples):
     copies = disturbed_copies(examples, 0.9, seed=1, groups={})
     by_id = {one.id: one for one in examples}
-    assert 0.7 * len(examples) < len(copies) < len(examples)
+    assert 0.6 * len(examples) < len(copies) < len(examples)
     assert len({one.id for one in [*examples, *copies]}) == len(examples) + len(copies)
     for copy in copies:
         was = by_id[copy.id.rpartition("|")[0]]
@@ -63,7 +63,7 @@ def test_copies_keep_all_but_the_document(examples):
             copy.document_id,
             copy.split,
         )
-    assert sum(copy.document != by_id[copy.id.rpartition("|")[0]].document for copy in copies) > 0.85 * len(copies)  # `case` is in small letters as it is
+    assert all(copy.document != by_id[copy.id.rpartition("|")[0]].document for copy in copies)
     assert all(one.document == one.document.lower() for one in copies if one.task == "case")
 
 
@@ -78,7 +78,8 @@ def test_matched_documents_are_disturbed_in_one_kind(examples):
     members = defaultdict(set)
     for one in examples:
         members[groups[one.document_id]].add(one.document_id)
-    assert all({document for document, _ in found} == members[name] for name, found in kinds.items())
+    copied = [name for name, found in kinds.items() if {document for document, _ in found} == members[name]]
+    assert len(copied) > 0.9 * len(kinds)  # noise at a low rate may hit nothing
     assert len({kind for found in kinds.values() for _, kind in found}) == len(KINDS)
 
 
@@ -86,56 +87,11 @@ def test_what_is_lost_altogether_is_no_copy(examples):
     short = [replace(examples[0], id=str(number), document_id=str(number), document="a") for number in range(300)]
     copies = disturbed_copies(short, 0.9, seed=0, groups={})
     assert all(one.document.strip() for one in copies)
-    assert len(copies) > 200
+    assert len(copies) > 50
 
 
-def test_a_passage_stands_among_ordinary_documents(examples):
-    copies = [one for one in disturbed_copies(examples, 0.9, seed=0, groups={}, passages=True) if one.id.endswith("|surrounded")]
-    ordinary = [one.document.lower() for one in examples if one.label == Label.ORDINARY]
-    by_id = {one.id: one for one in examples}
-    assert {one.label for one in copies} == {*Label}
-    places = []
-    for copy in copies:
-        passage, text = by_id[copy.id.rpartition("|")[0]].document.lower(), copy.document.lower()
-        parts = text.split("\n\n")
-        begins = passage.split("\n")[0].split(". ")[0]
-        mine = [number for number, part in enumerate(parts) if part.startswith(begins)]
-        assert mine
-        assert 1.3 < len(text.split()) / min(PASSAGE, len(passage.split())) < 9
-        rest = [part for number, part in enumerate(parts) if part not in passage and number not in mine]
-        assert all(any(part in one for one in ordinary) for part in rest)
-        places.append(mine[0] / (len(parts) - 1))
-    assert min(places) == 0
-    assert max(places) == 1
-
-
-@pytest.mark.parametrize("text", ["", "a", "\u8bf7\u5c3d\u5feb\u56de\u590d\u3002" * 100, "word " * 500])
-def test_any_text_can_be_surrounded(text):
-    for seed in range(5):
-        assert text in surrounded(text, Random(seed), ["Buses run.", "The fair opens on Monday. It is free."])
-
-
-def test_copies_of_passages_are_short(examples):
-    by_id = {one.id: len(one.document.split()) for one in examples}
-    assert max(by_id.values()) > 2 * PASSAGE
-    for copy in disturbed_copies(examples, 0.9, seed=0, groups={}, passages=True):
-        name, _, kind = copy.id.rpartition("|")
-        assert len(copy.document.split()) < (9 if kind == "surrounded" else 2) * PASSAGE
-        if kind == "letter case":
-            assert min(by_id[name], PASSAGE) / 3 < len(copy.document.split()) <= max(PASSAGE, 60)
-
-
-@pytest.mark.parametrize(
-    ("text", "words", "first"), [("One two. Three four. Five.", 4, "One two. Three four."), ("One two three.", 1, "One two three."), ("", 3, "")]
-)
-def test_first_sentences(text, words, first):
-    assert first_sentences(text, words) == first
-
-
-def test_nothing_is_surrounded_where_answers_are_learned_or_no_document_is_ordinary(examples):
-    assert not any(one.id.endswith("|surrounded") for one in disturbed_copies(examples, 0.9, seed=0, groups={}))
-    some = [one for one in examples if one.label != Label.ORDINARY]
-    assert not any(one.id.endswith("|surrounded") for one in disturbed_copies(some, 0.9, seed=0, groups={}, passages=True))
+def test_openers_are_other_ones_than_the_suites(examples):
+    assert not {line.lower() for line in OPENERS} & {line.lower() for line in phrases()["opener"].values()}
 
 
 def test_the_share_and_the_seed_decide(examples):

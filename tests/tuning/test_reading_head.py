@@ -1,24 +1,37 @@
 """Heads that read: what they write, what they leave alone, and which heads get the job."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM, GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    Ernie4_5Config,
+    Ernie4_5ForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GemmaConfig,
+    GemmaForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from docward.models import Loaded, load
 from docward.recipe import TuningSection
 from docward.tuning import reading_head
 from docward.tuning.adapters import prepare
-from docward.tuning.head_weights import Head, Place, reading_place, unseen_direction, write_heads
+from docward.tuning.head_weights import PARTS, Head, Place, reading_place, unseen_direction, write_heads
 from docward.tuning.losses import example_nll
 from docward.tuning.packing import fit_passes, pass_of
 from docward.tuning.reading_head import (
+    Read,
     Spread,
     _answers,
     _looked,
     give_reading_heads,
-    left_out,
     listening_direction,
     reading_directions,
     steady_direction,
@@ -75,44 +88,64 @@ def spread_of(states):
     return found
 
 
-@pytest.mark.parametrize("numbers", [(0, 3), (3, 2), (1, 0)])  # of six heads, of which two share keys and values, or of one pair
-def test_heads_write_what_they_read_and_no_more(tokened, numbers):
-    model, ids = prepare(tokened, SECTION), list(range(5, 40))
-    place = reading_place(tokened.model, SECTION)
-    attention, size, far = attention_of(model, place.layer), place.size, model.base_model.model.get_decoder().rotary_emb.inv_freq[-1]
-    reads, direction = 0.3 * drawn(0, 2, 32), torch.nn.functional.normalize(drawn(1, 32), dim=0)
+def read_of(means, refuse, *, weights=None, around=None):
+    weights = torch.ones(len(means)) if weights is None else weights
+    return Read(
+        means, refuse, weights, torch.ones(4), 1.0, spread_of(means), spread_of(means if around is None else around), spread_of(means), spread_of(means)
+    )
+
+
+@pytest.mark.parametrize(
+    ("heads", "groups", "numbers"),
+    [(6, 2, (0, 4)), (6, 2, (2, 0)), (6, 2, (0, 1)), (4, 4, (3, 1)), (4, 1, (2, 3)), (2, 1, (0, 1))],  # grouped, one a head, one for all, none left over
+)
+@pytest.mark.parametrize("more", [{}, {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}}])
+def test_heads_write_what_they_read_and_no_more(tokened, heads, groups, numbers, more):
+    torch.manual_seed(0)
+    shape = SHAPE | {"num_attention_heads": heads, "num_key_value_heads": groups} | more
+    loaded = replace(tokened, model=LlamaForCausalLM(LlamaConfig(**shape)).eval())
+    section = SECTION.model_copy(update={"refusal_token": None})
+    place, size, ids = reading_place(loaded.model, section), 8, list(range(5, 40))
+    assert place == Place(2, size, heads // groups)
+    ranks = place.ranks(2)
+    config = LoraConfig(r=2, lora_alpha=3, use_rslora=True, target_modules=list(PARTS), rank_pattern=ranks, alpha_pattern=dict.fromkeys(ranks, 5))
+    model = get_peft_model(loaded.model, config)
+    attention, turns = attention_of(model, place.layer), loaded.model.get_decoder().rotary_emb
+    reads, direction = 0.3 * drawn(0, 2, 48), torch.nn.functional.normalize(drawn(1, 48), dim=0)
     states, before = outputs(model, place.layer, ids)
-    looks, steady = drawn(2, 32) / (states @ drawn(2, 32)).std(), steady_direction([spread_of(states)])
-    write_heads(attention, size, [Head(numbers[0], reads[0], 3.0), Head(numbers[1], reads[1], 2.0, looks, steady)], direction)
+    looks, steady = drawn(2, 48) / (states @ drawn(2, 48)).std(), steady_direction([spread_of(states)])
+    jobs = [Head(numbers[0], reads[0], 3.0), Head(numbers[1], reads[1], 2.0, looks, steady)]
+    write_heads(attention, size, jobs, direction, turned=float(turns.attention_scaling))
     same, after = outputs(model, place.layer, ids)
     assert torch.equal(states, same)
     so_far = states.cumsum(0) / torch.arange(1, len(ids) + 1).unsqueeze(1)
-    asked = (states @ steady).unsqueeze(1) * (states @ looks) * torch.cos(far * (torch.arange(len(ids)).unsqueeze(1) - torch.arange(len(ids))))
-    looked = asked.masked_fill(torch.ones(len(ids), len(ids)).triu(1).bool(), -torch.inf).softmax(1) @ states
+    far = torch.cos(turns.inv_freq[-1] * (torch.arange(len(ids)).unsqueeze(1) - torch.arange(len(ids))))
+    asked = ((states @ steady).unsqueeze(1) * (states @ looks) * far).masked_fill(torch.ones(len(ids), len(ids)).triu(1).bool(), -torch.inf)
+    looked = asked.softmax(1) @ states
     assert not torch.allclose(so_far, looked, atol=0.05)
     said = (3.0 * so_far @ reads[0] + 2.0 * looked @ reads[1]).unsqueeze(1) * direction
     with torch.no_grad():  # the same layer without the heads, and without what those that share with them gave up
-        parts = {name: getattr(attention, name).base_layer.weight for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
-        given_up = numbers[1] // 2
+        parts = {name: getattr(attention, name).base_layer.weight for name in PARTS}
+        changed = {name: parts[name] + getattr(attention, name).get_delta_weight("default") for name in PARTS}
+        sharing, left = heads // groups, [one for one in range(heads) if one not in numbers]
+        group = numbers[1] // sharing
+        for number in range(group * sharing, (group + 1) * sharing):
+            parts["q_proj"][[number * size + size // 2 - 1, number * size + size - 1]] = 0
         for number in numbers:
             parts["o_proj"][:, number * size : (number + 1) * size] = 0
-        for number in (2 * given_up, 2 * given_up + 1):
-            parts["q_proj"][[number * size + size // 2 - 1, number * size + size - 1]] = 0
-        for number in dict.fromkeys(numbers):  # of values, only what no head that is left reads
-            mate = number + 1 if number % 2 == 0 else number - 1
-            if mate not in numbers:
-                taken = torch.linalg.eigh(parts["o_proj"][:, mate * size :][:, :size].T @ parts["o_proj"][:, mate * size :][:, :size]).eigenvectors[:, 0]
-                group = parts["v_proj"][number // 2 * size :][:size]
-                group += torch.outer(taken, group.norm(dim=1).mean() / reads[numbers.index(number)].norm() * reads[numbers.index(number)] - taken @ group)
+        for one in range(groups):  # of values, at most a direction a head, and one that heads left over read little
+            rows, taking = slice(one * size, (one + 1) * size), [number for number in numbers if number // sharing == one]
+            given = changed["v_proj"][rows] - parts["v_proj"][rows]
+            assert int(torch.linalg.matrix_rank(given, tol=1e-4)) == len(taking)
+            for mate in [number for number in left if number // sharing == one and taking]:
+                outs = parts["o_proj"][:, mate * size : (mate + 1) * size]
+                up = torch.linalg.svd(given).U[:, : len(taking)]
+                assert (outs @ up).norm() / len(taking) ** 0.5 < outs.norm() / size**0.5
+            parts["v_proj"][rows] += given
         with model.disable_adapter():
             _, without = outputs(model, place.layer, ids)
-    assert torch.allclose(after, without + said, atol=5e-4)
+    assert torch.allclose(after, without + said, atol=1e-3)
     assert not torch.allclose(before, without, atol=1e-2)
-
-
-def test_the_slowest_pair_turns_so_little_that_far_places_count(tokened):
-    far = tokened.model.get_decoder().rotary_emb.inv_freq
-    assert float(far[-1]) == float(far.min())
 
 
 def test_the_steady_direction_gives_one_for_all_states():
@@ -153,7 +186,8 @@ def test_the_heads_with_the_least_work_get_the_job(tokened):
 
 
 @pytest.mark.parametrize("compute", ["rows", "shared"])
-def test_a_fit_alone_tells_training_documents_apart(tokened, compute):
+def test_a_fit_alone_tells_training_documents_apart(tokened, compute, monkeypatch):
+    monkeypatch.setattr(reading_head, "SHARP", 0.3)  # on 38 rows of a random model, what a sharp look finds is chance
     token = refusal_token_id(tokened, "auto")
     groups, _ = training_groups(tokened, training_examples(), SECTION)
     model = prepare(tokened, SECTION)
@@ -266,26 +300,24 @@ def test_directions_heed_weights(tokened):
     refuse = torch.rand(400, generator=draw) < torch.sigmoid(means[:, 0])
     trap = torch.rand(400, generator=draw) < 0.7
     means[:, 1] += 3 * (2 * refuse.float() - 1) * trap  # a shortcut that works on half of the rows
-    nothing = left_out(means, spread_of(means))
-    [even] = reading_directions([means], nothing, refuse, torch.ones(400))
-    [without] = reading_directions([means], nothing, refuse, torch.where(trap, 1e-6, 1.0))
+    [even] = reading_directions([means], read_of(means, refuse))
+    [without] = reading_directions([means], read_of(means, refuse, weights=torch.where(trap, 1e-6, 1.0)))
     even, without = even * means.std(0), without * means.std(0)
     assert even[1] > even[0]
     assert without[1].abs() < 0.5 * without[0]
 
 
-def test_what_stands_around_a_document_counts_for_nothing():
-    """A direction that tells the labels is not read where a few states around documents (such as those of a template) are huge along it."""
-    means = drawn(0, 300, 32) * torch.linspace(1, 4, 32)
+def test_what_is_huge_around_documents_is_hardly_read():
+    """A direction that tells the labels costs where a few states around documents (such as those of a template) are huge along it."""
+    means = drawn(0, 300, 32)
     refuse = means[:, 0] + means[:, 1] > 0
-    aside = torch.zeros(32)
-    aside[1], aside[31] = 1.0, 0.5
-    around = means[torch.arange(600) % 300] + torch.where(torch.arange(600) % 20 == 0, 60.0, 0.0).unsqueeze(1) * aside
-    nothing = left_out(means, spread_of(around))
-    assert torch.allclose(nothing.T @ nothing, torch.eye(nothing.shape[1]), atol=1e-5)
-    [found] = reading_directions([means], nothing, refuse, torch.ones(300))
+    around = drawn(1, 600, 32)
+    around[::20, 1] += 200.0
+    [usual] = reading_directions([means], read_of(means, refuse, around=drawn(1, 600, 32)))
+    [found] = reading_directions([means], read_of(means, refuse, around=around))
+    assert usual[1] > 0.7 * usual[0]
+    assert found[1] < 0.4 * found[0]
     assert found[0] > 3 * found[2:].abs().max()
-    assert abs(float(aside @ found)) < 0.05 * float(found[0])
 
 
 def test_what_two_heads_see_is_read_together():
@@ -294,23 +326,21 @@ def test_what_two_heads_see_is_read_together():
     first, second = 0.1 * drawn(2, 4000, 32), 0.1 * drawn(3, 4000, 32)
     first[:, 0] += intent + beside
     second[:, 5] += beside
-    refuse, even = intent > 0, torch.ones(3000)
-    nothing = torch.zeros(32, 1)
+    refuse = intent > 0
 
     def told(seen):
-        found = reading_directions([one[:3000] for one in seen], nothing, refuse[:3000], even)
+        found = reading_directions([one[:3000] for one in seen], read_of(seen[0][:3000], refuse[:3000]))
         return float(torch.corrcoef(torch.stack([sum(one[3000:] @ way for one, way in zip(seen, found, strict=True)), intent[3000:]]))[0, 1])
 
     assert told([first]) < 0.75  # intent is half of what varies there
     assert told([first, second]) > 0.8
 
 
-def test_the_mean_document_is_written_as_nothing():
-    draw = torch.Generator().manual_seed(0)
-    means = torch.randn(300, 32, generator=draw) + 10 * torch.randn(32, generator=draw)
-    [found] = reading_directions([means], left_out(means, spread_of(means)), means[:, 0] > means[:, 0].mean(), torch.ones(300))
+def test_the_mean_prompt_is_written_as_nothing():
+    means = drawn(0, 300, 32) + 10 * drawn(1, 32)
+    [found] = reading_directions([means], read_of(means, means[:, 0] > means[:, 0].mean()))
     score = means @ found
-    assert abs(float(score.mean())) < 1e-4 * float(score.std())
+    assert abs(float(score.mean())) < 1e-3 * float(score.std())
 
 
 def test_what_is_written_is_heard_beside_what_else_varies():
@@ -343,6 +373,7 @@ def qwen(**more):
         (LlamaForCausalLM(LlamaConfig(**SHAPE)), {"lora_target_modules": ["q_proj", "v_proj", "o_proj"]}, None),
         (LlamaForCausalLM(LlamaConfig(**SHAPE, attention_bias=True)), {}, None),
         (qwen(), {}, None),  # norms on its queries
+        (Ernie4_5ForCausalLM(Ernie4_5Config(**SHAPE)), {}, None),  # rotary positions on neighbours, not halves
         (GemmaForCausalLM(GemmaConfig(**SHAPE)), {}, None),  # norms that multiply by one more than their weight
         (Gemma2ForCausalLM(Gemma2Config(**SHAPE)), {}, None),  # norms behind attention, too
     ],

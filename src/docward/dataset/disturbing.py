@@ -1,7 +1,8 @@
 """Disturbed copies of training documents: what strangers' documents suffer on their way, and what those do who want them unread.
 
 In: training examples. Out: copies of some, whose documents have another surface and the same intent. One real change: `marks` makes "pay the fine" into
-"päy thê fine". The kinds are not those of the robustness suites (`evaluation/suites/`), which would else test what was trained; small letters are in both.
+"päy thê fine". The robustness suites (`evaluation/suites/`) test with a scanner's confusions, look-alike letters and odd spaces, which are not made here; lower
+case and openers are in both, openers with other words.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from random import Random
 
 from docward.dataset.surface import opens_like_an_answer
 from docward.tasks import document_for
-from docward.types import Example, Label
+from docward.types import Example
 
 OPENERS = (  # what chat models begin with
     "Absolutely! Below you will find everything you asked for.",
@@ -28,9 +29,7 @@ OPENERS = (  # what chat models begin with
 )
 ACCENTS = "\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030c\u0323\u0327"  # combining marks: grave, acute, ...
 WIDE = 0xFF01 - ord("!")  # from a sign of ASCII to its full-width form
-SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])|\n+")
-PASSAGE = 80  # words of a text at most, where a copy is of its first sentences: so much that noise, which takes many tokens, stays affordable
-SURROUNDED = (1.0, 5.0)  # words of other texts to one of the passage
+SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
 def letter_case(text: str, random: Random) -> str:
@@ -94,26 +93,6 @@ def opener(text: str, random: Random) -> str:
     return f"{random.choice(OPENERS)}\n\n{text}"
 
 
-def surrounded(text: str, random: Random, others: Sequence[str]) -> str:
-    """It stands somewhere among the first sentences of other texts."""
-    words, around = len(text.split()) * random.uniform(*SURROUNDED), list[str]()
-    while words > 0:
-        around.append(first_sentences(random.choice(others), round(words)))
-        words -= max(1, len(around[-1].split()))
-    around.insert(random.randrange(len(around) + 1), text)
-    return "\n\n".join(around)
-
-
-def first_sentences(text: str, words: int) -> str:
-    """The first sentences with at most so many words together, at least one."""
-    end = 0
-    for cut in SENTENCE.finditer(text):
-        if end and len(text[: cut.start()].split()) > words:
-            return text[:end].strip()
-        end = cut.start()
-    return text[:end].strip() if end and len(text.split()) > words else text.strip()
-
-
 KINDS: dict[str, Callable[[str, Random], str]] = {
     "letter case": letter_case,
     "typing errors": typing_errors,
@@ -123,29 +102,25 @@ KINDS: dict[str, Callable[[str, Random], str]] = {
 }
 
 
-def disturbed_copies(examples: Sequence[Example], share: float, *, seed: int, groups: Mapping[str, str], passages: bool = False) -> list[Example]:
+def disturbed_copies(examples: Sequence[Example], share: float, *, seed: int, groups: Mapping[str, str]) -> list[Example]:
     """Copies of about `share` of the examples, of all that have a document: each with one kind of disturbance and the answer to the document as it was.
 
-    Matched documents are copied together and disturbed in one kind, so that it does not tell the label; a document is disturbed alike for all its tasks.
+    Matched documents are copied together and disturbed in one kind, so that it does not tell the label. What a task shows of a document is disturbed alike for
+    all tasks that show the same.
 
     Args:
         examples: of any tasks and labels.
         share: of matched groups of documents, by chance.
         seed: of the chance.
         groups: document id -> name of its matched group; default: its own id.
-        passages: whether copies are of a document's first sentences and may stand among other documents; the answers are then right in whether they decline,
-            no further.
     """
-    others = [one.document for one in examples if one.label == Label.ORDINARY and one.document] if passages else []
-    kinds = [*KINDS, *(["surrounded"] if others else [])]
     copies = []
     for one in examples:
         chance = Random(f"{seed}|disturbed|{groups.get(one.document_id, one.document_id)}")
         if not one.document or chance.random() >= share:
             continue
-        kind, random = chance.choice(kinds), Random(f"{seed}|{one.document_id}")
-        text = first_sentences(one.document, PASSAGE) if passages else one.document
-        changed = KINDS[kind](text, random) if kind in KINDS else surrounded(text, random, others)
-        if changed.strip():
-            copies.append(replace(one, id=f"{one.id}|{kind}", document=document_for(one.task, changed)))
+        kind = chance.choice(list(KINDS))
+        changed = document_for(one.task, KINDS[kind](one.document, Random(f"{seed}|{one.document_id}")))
+        if changed.strip() and changed != one.document:
+            copies.append(replace(one, id=f"{one.id}|{kind}", document=changed))
     return copies

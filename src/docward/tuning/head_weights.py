@@ -8,6 +8,7 @@ it shares with other heads give up that pair for what it looks for, and the othe
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,8 +41,8 @@ class Place:
 def reading_place(model: Any, section: TuningSection) -> Place | None:
     """Where heads can be given the job: in the last layer but one, or the last before it that sees whole texts.
 
-    None where a layer is not of the kind known here (separate projections without a bias on queries and keys and no norm on them; rotary positions on whole
-    heads; one norm before attention and one before a gated MLP, each a product with its weight), or the recipe does not adapt what heads take.
+    None where a layer is not of the kind known here (four projections and nothing else in attention, without a bias on queries and keys; rotary positions on
+    whole heads, as halves; one norm before attention and one before a gated MLP, each a product with its weight), or the recipe does not adapt what heads take.
     """
     config = model.config.get_text_config()
     everywhere = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
@@ -54,8 +55,9 @@ def reading_place(model: Any, section: TuningSection) -> Place | None:
         parts = [getattr(attention, part, None) for part in PARTS]
         linear: list[Any] = [getattr(part, "base_layer", part) for part in parts]  # adapted or not
         if kinds[number] == "full_attention" and all(type(one) is torch.nn.Linear for one in linear):
-            known = linear[0].bias is None and linear[1].bias is None and not hasattr(attention, "q_norm")
-            known = known and _turns_whole_heads(model, int(attention.head_dim)) and linear[0].out_features >= HEADS * int(attention.head_dim)
+            known = linear[0].bias is None and linear[1].bias is None and linear[0].out_features >= HEADS * int(attention.head_dim)
+            known = known and {name for name, _ in attention.named_children()} == set(PARTS) and not list(attention.named_parameters(recurse=False))
+            known = known and _turns_halves(model, attention)
             known = known and _plain(model.get_decoder().norm) and all(map(_known, layers[number:]))
             wanted = section.lora_target_modules
             sharing = linear[0].out_features // linear[1].out_features
@@ -63,9 +65,13 @@ def reading_place(model: Any, section: TuningSection) -> Place | None:
     return None
 
 
-def _turns_whole_heads(model: Any, size: int) -> bool:
+def _turns_halves(model: Any, attention: Any) -> bool:
+    """Whether rotary positions turn each component of a head's first half with its like of the second, the last ones the least."""
     turns = getattr(getattr(model.get_decoder(), "rotary_emb", None), "inv_freq", None)
-    return turns is not None and turns.shape == (size // 2,)
+    halves = getattr(sys.modules[type(attention).__module__], "rotate_half", None)
+    if turns is None or halves is None or turns.shape != (int(attention.head_dim) // 2,) or turns[-1] > turns.min():
+        return False
+    return bool(torch.equal(halves(torch.arange(4.0)), torch.tensor([-2.0, -3.0, 0.0, 1.0])))
 
 
 def _known(layer: Any) -> bool:
@@ -126,8 +132,7 @@ def write_heads(attention: Any, size: int, heads: Sequence[Head], direction: tor
             keys[group * size + slowest[0]] = asked * head.looks
         mates = [one for one in range(group * sharing, (group + 1) * sharing) if one not in [other.number for other in heads]]
         used = sum((outs[:, _rows(mate, size)].T @ outs[:, _rows(mate, size)] for mate in mates), torch.zeros(size, size, device=outs.device))
-        much = 1e3 * float(outs.square().sum())
-        used = used + sum((much * torch.outer(one, one) for one in taken.get(group, [])), torch.zeros_like(used))
+        used = used + sum(((1 + float(used.trace())) * torch.outer(one, one) for one in taken.get(group, [])), torch.zeros_like(used))
         carrier = torch.linalg.eigh(used).eigenvectors[:, 0]
         taken.setdefault(group, []).append(carrier)
         there = values[_rows(group, size)]

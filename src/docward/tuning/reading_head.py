@@ -5,7 +5,8 @@ and the other where intent shows (a softmax over how malicious each state reads)
 malicious from benign documents, and writes it along a direction that the rest of the model heeds least; and the direction along which they are heard, for the
 refusal token's row. The mean over a document tells intent far better than the last state does (`bench/probing.py`); the second head hears a passage in a long
 ordinary text, where the mean drowns it, and broken words beside whole ones. The heads are those of the layer whose own work is the smallest; heads that share
-their keys and values lose two directions of values and the slowest pair of rotary components (`head_weights.py`); nothing else changes.
+values or keys with one of them lose a direction of values for each, and beside the second the slowest pair of rotary components (`head_weights.py`); nothing
+else changes.
 A softmax over a probe's own scores as pooling: arXiv 2506.10805.
 """
 
@@ -24,7 +25,7 @@ from docward.tuning.packing import Compute, Group, fit_passes, pass_of
 
 C = 0.01  # inverse penalty of the logistic regression, on states of unit variance
 LOUD = 0.08  # spread of what is written, as a share of the state's length
-FRAMES = 24  # directions of instructions and chat template that are not read
+AROUND = 0.01  # how much the spread of instructions and chat template along a direction counts, beside that of what heads see
 SOME = 7  # one place in so many is kept, where all would be too many
 SHARP = 1.0  # spread, over the states of documents, of what the looking head's softmax takes
 TIMES = 2  # where to look and what to read there are found in turns
@@ -36,9 +37,8 @@ Progress = Callable[[str, int, int], None]
 class Read:
     """What training rows show.
 
-    Each row's mean state over its document (over all of its prompt, where it has none), (rows, size); whether it is to be refused; its weight; the mean length
-    of each head's output (heads,); the mean length of a state at the layer; and how states spread: those of documents, those of what stands around them, those
-    where answers begin, and those before the last norm.
+    Each row's mean state over its prompt, (rows, size); whether it is to be refused; its weight; the mean length of each head's output (heads,), and of states
+    where answers begin; and how states spread: in documents, in what stands around them, where answers begin, and before the last norm.
     """
 
     means: torch.Tensor
@@ -48,7 +48,7 @@ class Read:
     length: float
     inside: Spread
     around: Spread
-    ends: Spread
+    begins: Spread
     last: Spread
 
 
@@ -102,23 +102,20 @@ def give_reading_heads(
     attention = decoder.layers[place.layer].self_attn
     passes = fit_passes(groups, section.max_batch_tokens, compute)
     read = _read(model, attention, place, passes, compute, progress)
-    if bool(read.refuse.all()) or not bool(read.refuse.any()):
+    if len(set(read.refuse[read.weights.cpu() > 0].tolist())) < 2:
         return None
-    nothing = left_out(read.means, read.around)
-    inside = read.inside.covariance().to(read.means.device)
-    [reads] = reading_directions([read.means], nothing, read.refuse, read.weights)
-    if not bool((read.means @ reads).std() > 0):
-        return None
-    looks, looked = reads, read.means
+    inside, seen = read.inside.covariance().to(read.means.device), read.means
     for _ in range(TIMES):
+        [reads] = reading_directions([seen], read)
+        if not bool((seen @ reads).std() > 0):
+            return None
         looks = SHARP * reads / (reads @ inside @ reads).sqrt().clamp(min=1e-9)
-        looked = _looked(model, attention, passes, compute, looks, progress)
-        [reads] = reading_directions([looked], nothing, read.refuse, read.weights)
-    both = reading_directions([read.means, looked], nothing, read.refuse, read.weights)
-    score = read.means @ both[0] + looked @ both[1]
+        seen = _looked(model, attention, passes, compute, looks, progress)
+    both = reading_directions([read.means, seen], read)
+    score = read.means @ both[0] + seen @ both[1]
     loud, direction = LOUD * read.length / float(score.std()), unseen_direction(model, read.last.covariance(), place.layer)
     least = read.work.argsort()[:HEADS].tolist()
-    heads = [Head(least[0], both[0], loud), Head(least[1], both[1], loud, looks, steady_direction([read.ends, read.inside]).to(looks.device))]
+    heads = [Head(least[0], both[0], loud), Head(least[1], both[1], loud, looks, steady_direction([read.begins, read.inside]).to(looks.device))]
     write_heads(attention, place.size, heads, direction, turned=float(getattr(decoder.rotary_emb, "attention_scaling", 1.0)))
     states, rows = _answers(model, passes, compute, progress)
     return listening_direction(states, score[rows])
@@ -143,9 +140,10 @@ def _read(model: Any, attention: Any, place: Place, passes: Sequence[Sequence[Gr
             decoder(**forward_inputs(batch), use_cache=False)
             states = found["states"].flatten(0, -2)
             for prompt, document in zip(batch["prompts"], batch["documents"], strict=True):
-                means.append(states[document if len(document) else prompt].float().mean(0))
+                means.append(states[prompt].float().mean(0))
                 inside.add(states[document[::SOME]])
-                around.add(states[prompt[~torch.isin(prompt, document)]])
+                if len(document):
+                    around.add(states[prompt[~torch.isin(prompt, document)]])
             ends = torch.tensor([int(prompt[-1]) for prompt in batch["prompts"]], device=states.device)
             lengths.append(found["entering"].flatten(0, -2)[ends].float().norm(dim=-1))
             begins.add(states[ends])
@@ -240,49 +238,36 @@ def listening_direction(states: torch.Tensor, score: torch.Tensor) -> torch.Tens
     return found.float().to(spread.device) / spread
 
 
-def left_out(means: torch.Tensor, around: Spread) -> torch.Tensor:
-    """Directions that nothing is to be read from, orthonormal columns (size, some).
-
-    The mean document: whatever it gave would be written beside every text and disturb the model for nothing. And in what the states of instructions and chat
-    template differ from it (the FRAMES strongest directions): heads see them too, some of them are huge, and else a long document would be read otherwise than
-    a short one.
-
-    Args:
-        means: of documents, (rows, size).
-        around: the states of what stands around them.
-    """
-    middle = means.mean(0)
-    always = middle / middle.norm().clamp(min=1e-9)
-    clear = torch.eye(len(always), device=always.device) - torch.outer(always, always)
-    differ = clear @ around.about(middle.cpu().double()).float().to(always.device) @ clear
-    strengths, directions = torch.linalg.eigh(differ)  # the strongest last
-    strong = strengths > (1e-6 * means.norm(dim=1).max()) ** 2
-    strong[: len(always) - min(FRAMES, len(always) // 16)] = False
-    return torch.cat([always.unsqueeze(1), directions[:, strong]], 1)
-
-
-def reading_directions(seen: Sequence[torch.Tensor], nothing: torch.Tensor, refuse: torch.Tensor, weights: torch.Tensor) -> list[torch.Tensor]:
+def reading_directions(seen: Sequence[torch.Tensor], read: Read) -> list[torch.Tensor]:
     """The directions that together tell the rows to refuse from all others best, by one logistic regression; both sides weigh the same.
+
+    The mean prompt gives nothing on any of them: whatever it gave would be written beside every text and disturb the model for nothing. And directions along
+    which instructions and chat template differ from it cost (AROUND): heads see those, too, some of their states are huge, and they tell nothing.
 
     Args:
         seen: what each head sees of the rows, (rows, size) each.
-        nothing: directions on which none of them may read, see `left_out`.
-        refuse: boolean (rows,).
-        weights: (rows,), relative within a side.
+        read: the rows.
 
     Returns:
         For each head, (size,), float32, on `seen` as it is.
     """
     from sklearn.linear_model import LogisticRegression
 
-    inside = torch.cat([one - (one @ nothing) @ nothing.T for one in seen], 1)
-    truth, spread = refuse.cpu().numpy(), torch.cat([one.std(0) for one in seen]).clamp(min=1e-6)
-    shares = weights.double().cpu().numpy().copy()
+    middle, roots, scaled = read.means.mean(0), [], []
+    always = middle / middle.norm().clamp(min=1e-9)
+    costs = AROUND * read.around.about(middle.cpu().double()).to(middle.device) if read.around.count else 0
+    for one in seen:
+        inside = (one - torch.outer(one @ always, always)).double()
+        root = torch.linalg.cholesky(torch.diag(inside.var(0) + 1e-12) + costs)  # unit variance but for those costs
+        roots.append(root)
+        scaled.append(torch.linalg.solve_triangular(root, (inside - inside.mean(0)).T, upper=False).T)
+    truth, shares = read.refuse.cpu().numpy(), read.weights.double().cpu().numpy().copy()
     for side in (truth, ~truth):
         shares[side] *= len(truth) / 2 / max(float(shares[side].sum()), 1e-9)
-    fitted = LogisticRegression(C=C, max_iter=1000).fit(((inside - inside.mean(0)) / spread).cpu().numpy(), truth, sample_weight=shares)
-    found = (torch.tensor(fitted.coef_[0], dtype=torch.float32, device=spread.device) / spread).view(len(seen), -1)
-    return [one - nothing @ (nothing.T @ one) for one in found]
+    fitted = LogisticRegression(C=C, max_iter=1000).fit(torch.cat(scaled, 1).cpu().numpy(), truth, sample_weight=shares)
+    weights = torch.tensor(fitted.coef_[0], device=middle.device).view(len(seen), -1, 1)
+    ways = [torch.linalg.solve_triangular(root.T, one, upper=True)[:, 0].float() for root, one in zip(roots, weights, strict=True)]
+    return [way - always * (always @ way) for way in ways]
 
 
 def steady_direction(states: Sequence[Spread]) -> torch.Tensor:
