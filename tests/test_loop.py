@@ -87,8 +87,9 @@ def test_balanced_surface_gives_tuning_a_weight_for_each_training_document(whole
     assert seen == [dict.fromkeys(train, 2.0) if balanced else None]
 
 
-@pytest.mark.parametrize("share", [0.0, 0.9])
-def test_disturbed_copies_are_tuned_on_beside_what_the_dataset_holds(whole, tiny_folder, tmp_path, monkeypatch, share):
+@pytest.mark.parametrize(("share", "epochs"), [(0.0, 1), (0.9, 1), (0.9, 0)])
+def test_disturbed_copies_are_tuned_on_beside_what_the_dataset_holds(whole, tiny_folder, tmp_path, monkeypatch, share, epochs):
+    from docward.dataset.disturbing import AMONG
     from docward.dataset.saving import read_split
 
     run, documents = whole
@@ -96,10 +97,12 @@ def test_disturbed_copies_are_tuned_on_beside_what_the_dataset_holds(whole, tiny
     monkeypatch.setattr("docward.tuning.tuning.tune", lambda _, examples, *__, **___: seen.extend(examples))
     monkeypatch.setattr("docward.loop._calibrate", lambda _: None)
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("adapter"))
-    tune(Run(recipe(tiny_folder, documents, tuning={"disturbed": share}), tmp_path / "run"))
+    tuning = {"disturbed": share, "num_train_epochs": epochs, "refusal_token": "auto"}
+    tune(Run(recipe(tiny_folder, documents, tuning=tuning), tmp_path / "run"))
     held = read_split(run / "dataset", Split.TRAIN)
     assert seen[: len(held)] == held
     assert bool(seen[len(held) :]) == bool(share)
+    assert any(one.id.endswith(f"|{AMONG}") for one in seen) == (not epochs)  # their answers are not to be learned
     assert {one.document_id for one in seen} == {one.document_id for one in held}
 
 

@@ -184,7 +184,8 @@ def tune(run: Run) -> None:
     with run.stage("tune"):
         examples = read_split(run.folder / "dataset", Split.TRAIN)
         section = run.recipe.tuning
-        examples += disturbed_copies(examples, section.disturbed, seed=run.recipe.seed, groups=groups)
+        # With steps, the answers of passages among others would be learned: to answer for a part of the text.
+        examples += disturbed_copies(examples, section.disturbed, seed=run.recipe.seed, groups=groups, among=not section.num_train_epochs)
         given: dict[str, Any] = {"groups": groups, "task_weights": weights, "document_weights": balance, "probe": _probe(run), "progress": run.progress}
         tune_adapter(_to_tune(run), examples, section, run=run.folder, seed=run.recipe.seed, **given)
         run._untuned = None  # tuning changed it in place

@@ -181,7 +181,7 @@ class TuningSection(Section):
     )
     disturbed: Share = Field(
         0.0,
-        description="share of training documents that come a second time, with typing errors, odd letters, lost spaces, other case or another opener",
+        description="share of training documents that come a second time, with noise or another opener or (where no steps are made) among other documents",
     )
     loss_on: Literal["answers", "everything"] = Field("answers", description="everything: documents and instructions are learned too, as the paper's code does")
     task_weights: dict[str, Weight] | Literal["susceptible"] = Field(

@@ -27,11 +27,11 @@ from docward.tuning.head_weights import PARTS, Head, Place, reading_place, unsee
 from docward.tuning.losses import example_nll
 from docward.tuning.packing import fit_passes, pass_of
 from docward.tuning.reading_head import (
-    Read,
     Spread,
     _answers,
     _looked,
     give_reading_heads,
+    left_out,
     listening_direction,
     reading_directions,
     steady_direction,
@@ -86,13 +86,6 @@ def spread_of(states):
     found = Spread()
     found.add(states)
     return found
-
-
-def read_of(means, refuse, *, weights=None, around=None):
-    weights = torch.ones(len(means)) if weights is None else weights
-    return Read(
-        means, refuse, weights, torch.ones(4), 1.0, spread_of(means), spread_of(means if around is None else around), spread_of(means), spread_of(means)
-    )
 
 
 @pytest.mark.parametrize(
@@ -300,24 +293,31 @@ def test_directions_heed_weights(tokened):
     refuse = torch.rand(400, generator=draw) < torch.sigmoid(means[:, 0])
     trap = torch.rand(400, generator=draw) < 0.7
     means[:, 1] += 3 * (2 * refuse.float() - 1) * trap  # a shortcut that works on half of the rows
-    [even] = reading_directions([means], read_of(means, refuse))
-    [without] = reading_directions([means], read_of(means, refuse, weights=torch.where(trap, 1e-6, 1.0)))
+    nothing = left_out(means, spread_of(means))
+    [even] = reading_directions([means], nothing, refuse, torch.ones(400))
+    [without] = reading_directions([means], nothing, refuse, torch.where(trap, 1e-6, 1.0))
     even, without = even * means.std(0), without * means.std(0)
     assert even[1] > even[0]
     assert without[1].abs() < 0.5 * without[0]
 
 
-def test_what_is_huge_around_documents_is_hardly_read():
-    """A direction that tells the labels costs where a few states around documents (such as those of a template) are huge along it."""
-    means = drawn(0, 300, 32)
+def test_what_is_huge_around_documents_counts_for_nothing():
+    """A direction that tells the labels is not read where a few states around documents (such as those of a template) are huge along it."""
+    means = drawn(0, 300, 32) * torch.linspace(1, 4, 32)
     refuse = means[:, 0] + means[:, 1] > 0
-    around = drawn(1, 600, 32)
-    around[::20, 1] += 200.0
-    [usual] = reading_directions([means], read_of(means, refuse, around=drawn(1, 600, 32)))
-    [found] = reading_directions([means], read_of(means, refuse, around=around))
-    assert usual[1] > 0.7 * usual[0]
-    assert found[1] < 0.4 * found[0]
+    aside = torch.zeros(32)
+    aside[1], aside[31] = 1.0, 0.5
+    around = means[torch.arange(600) % 300] + torch.where(torch.arange(600) % 20 == 0, 60.0, 0.0).unsqueeze(1) * aside
+    nothing = left_out(means, spread_of(around))
+    assert torch.allclose(nothing.T @ nothing, torch.eye(nothing.shape[1]), atol=1e-5)
+    [found] = reading_directions([means], nothing, refuse, torch.ones(300))
     assert found[0] > 3 * found[2:].abs().max()
+    assert abs(float(aside @ found)) < 0.05 * float(found[0])
+
+
+def test_where_nothing_stands_around_documents_only_the_mean_is_left_out():
+    means = drawn(0, 40, 32) + 1
+    assert torch.allclose(left_out(means, Spread())[:, 0], torch.nn.functional.normalize(means.mean(0), dim=0))
 
 
 def test_what_two_heads_see_is_read_together():
@@ -329,16 +329,16 @@ def test_what_two_heads_see_is_read_together():
     refuse = intent > 0
 
     def told(seen):
-        found = reading_directions([one[:3000] for one in seen], read_of(seen[0][:3000], refuse[:3000]))
+        found = reading_directions([one[:3000] for one in seen], torch.zeros(32, 1), refuse[:3000], torch.ones(3000))
         return float(torch.corrcoef(torch.stack([sum(one[3000:] @ way for one, way in zip(seen, found, strict=True)), intent[3000:]]))[0, 1])
 
     assert told([first]) < 0.75  # intent is half of what varies there
     assert told([first, second]) > 0.8
 
 
-def test_the_mean_prompt_is_written_as_nothing():
+def test_the_mean_document_is_written_as_nothing():
     means = drawn(0, 300, 32) + 10 * drawn(1, 32)
-    [found] = reading_directions([means], read_of(means, means[:, 0] > means[:, 0].mean()))
+    [found] = reading_directions([means], left_out(means, spread_of(means)), means[:, 0] > means[:, 0].mean(), torch.ones(300))
     score = means @ found
     assert abs(float(score.mean())) < 1e-3 * float(score.std())
 

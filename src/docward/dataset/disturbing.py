@@ -2,7 +2,7 @@
 
 In: training examples. Out: copies of some, whose documents have another surface and the same intent. One real change: `marks` makes "pay the fine" into
 "päy thê fine". The robustness suites (`evaluation/suites/`) test with a scanner's confusions, look-alike letters and odd spaces, which are not made here; lower
-case and openers are in both, openers with other words.
+case, openers and passages among other documents are in both, with other words and texts.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from dataclasses import replace
 from random import Random
 
 from docward.dataset.surface import opens_like_an_answer
+from docward.documents.duplicates import words_of
 from docward.tasks import document_for
-from docward.types import Example
+from docward.types import Example, Label
 
 OPENERS = (  # what chat models begin with
     "Absolutely! Below you will find everything you asked for.",
@@ -29,7 +30,10 @@ OPENERS = (  # what chat models begin with
 )
 ACCENTS = "\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030c\u0323\u0327"  # combining marks: grave, acute, ...
 WIDE = 0xFF01 - ord("!")  # from a sign of ASCII to its full-width form
-SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
+SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])|\n+")
+AMONG = "among others"
+PASSAGE = 80  # words of a text at most that stand among others, so that the whole stays affordable
+OTHERS = (1.0, 5.0)  # words of other texts to one of the passage
 
 
 def letter_case(text: str, random: Random) -> str:
@@ -93,6 +97,27 @@ def opener(text: str, random: Random) -> str:
     return f"{random.choice(OPENERS)}\n\n{text}"
 
 
+def among_others(text: str, random: Random, others: Sequence[str]) -> str:
+    """Its first sentences, somewhere among those of other texts."""
+    passage, around = first_sentences(text, PASSAGE), list[str]()
+    words = len(words_of(passage)) * random.uniform(*OTHERS)
+    while words > 0:
+        around.append(first_sentences(random.choice(others), round(words)))
+        words -= max(1, len(words_of(around[-1])))
+    around.insert(random.randrange(len(around) + 1), passage)
+    return "\n\n".join(around)
+
+
+def first_sentences(text: str, words: int) -> str:
+    """The first sentences with at most so many words together, at least one."""
+    end = 0
+    for cut in SENTENCE.finditer(text):
+        if end and len(words_of(text[: cut.start()])) > words:
+            return text[:end].strip()
+        end = cut.start()
+    return text[:end].strip() if end and len(words_of(text)) > words else text.strip()
+
+
 KINDS: dict[str, Callable[[str, Random], str]] = {
     "letter case": letter_case,
     "typing errors": typing_errors,
@@ -102,25 +127,34 @@ KINDS: dict[str, Callable[[str, Random], str]] = {
 }
 
 
-def disturbed_copies(examples: Sequence[Example], share: float, *, seed: int, groups: Mapping[str, str]) -> list[Example]:
+def disturbed_copies(examples: Sequence[Example], share: float, *, seed: int, groups: Mapping[str, str], among: bool = False) -> list[Example]:
     """Copies of about `share` of the examples, of all that have a document: each with one kind of disturbance and the answer to the document as it was.
 
-    Matched documents are copied together and disturbed in one kind, so that it does not tell the label. What a task shows of a document is disturbed alike for
-    all tasks that show the same.
+    Matched documents are copied together, disturbed in one kind and put among the same others, so that this does not tell the label. What a task shows of a
+    document is disturbed alike for all tasks that show the same.
 
     Args:
         examples: of any tasks and labels.
         share: of matched groups of documents, by chance.
         seed: of the chance.
         groups: document id -> name of its matched group; default: its own id.
+        among: whether standing among ordinary documents is one of the kinds; answers to such copies are right in whether they decline, no further.
     """
+    ordinary = {one.document_id: one for one in examples if among and one.label == Label.ORDINARY and one.document and one.task != "case"}
     copies = []
     for one in examples:
-        chance = Random(f"{seed}|disturbed|{groups.get(one.document_id, one.document_id)}")
+        matched = groups.get(one.document_id, one.document_id)
+        chance = Random(f"{seed}|disturbed|{matched}")
         if not one.document or chance.random() >= share:
             continue
-        kind = chance.choice(list(KINDS))
-        changed = document_for(one.task, KINDS[kind](one.document, Random(f"{seed}|{one.document_id}")))
+        kind = chance.choice([*KINDS, *([AMONG] if ordinary else [])])
+        if kind in KINDS:
+            changed = KINDS[kind](one.document, Random(f"{seed}|{one.document_id}"))
+        else:
+            others = [other for name, other in ordinary.items() if groups.get(name, name) != matched]
+            near = [other.document for other in others if other.language == one.language] or [other.document for other in others]
+            changed = among_others(one.document, chance, near) if near else one.document
+        changed = document_for(one.task, changed)
         if changed.strip() and changed != one.document:
             copies.append(replace(one, id=f"{one.id}|{kind}", document=changed))
     return copies

@@ -25,7 +25,7 @@ from docward.tuning.packing import Compute, Group, fit_passes, pass_of
 
 C = 0.01  # inverse penalty of the logistic regression, on states of unit variance
 LOUD = 0.08  # spread of what is written, as a share of the state's length
-AROUND = 0.01  # how much the spread of instructions and chat template along a direction counts, beside that of what heads see
+FRAMES = 24  # directions of instructions and chat template that are not read
 SOME = 7  # one place in so many is kept, where all would be too many
 SHARP = 1.0  # spread, over the states of documents, of what the looking head's softmax takes
 TIMES = 2  # where to look and what to read there are found in turns
@@ -37,8 +37,9 @@ Progress = Callable[[str, int, int], None]
 class Read:
     """What training rows show.
 
-    Each row's mean state over its prompt, (rows, size); whether it is to be refused; its weight; the mean length of each head's output (heads,), and of states
-    where answers begin; and how states spread: in documents, in what stands around them, where answers begin, and before the last norm.
+    Each row's mean state over its document (over all of its prompt, where it has none), (rows, size); whether it is to be refused; its weight; the mean length
+    of each head's output (heads,), and of states where answers begin; and how states spread: in documents, in what stands around them, where answers begin, and
+    before the last norm.
     """
 
     means: torch.Tensor
@@ -104,14 +105,14 @@ def give_reading_heads(
     read = _read(model, attention, place, passes, compute, progress)
     if len(set(read.refuse[read.weights.cpu() > 0].tolist())) < 2:
         return None
-    inside, seen = read.inside.covariance().to(read.means.device), read.means
+    nothing, inside, seen = left_out(read.means, read.around), read.inside.covariance().to(read.means.device), read.means
     for _ in range(TIMES):
-        [reads] = reading_directions([seen], read)
+        [reads] = reading_directions([seen], nothing, read.refuse, read.weights)
         if not bool((seen @ reads).std() > 0):
             return None
         looks = SHARP * reads / (reads @ inside @ reads).sqrt().clamp(min=1e-9)
         seen = _looked(model, attention, passes, compute, looks, progress)
-    both = reading_directions([read.means, seen], read)
+    both = reading_directions([read.means, seen], nothing, read.refuse, read.weights)
     score = read.means @ both[0] + seen @ both[1]
     loud, direction = LOUD * read.length / float(score.std()), unseen_direction(model, read.last.covariance(), place.layer)
     least = read.work.argsort()[:HEADS].tolist()
@@ -140,7 +141,7 @@ def _read(model: Any, attention: Any, place: Place, passes: Sequence[Sequence[Gr
             decoder(**forward_inputs(batch), use_cache=False)
             states = found["states"].flatten(0, -2)
             for prompt, document in zip(batch["prompts"], batch["documents"], strict=True):
-                means.append(states[prompt].float().mean(0))
+                means.append(states[document if len(document) else prompt].float().mean(0))
                 inside.add(states[document[::SOME]])
                 if len(document):
                     around.add(states[prompt[~torch.isin(prompt, document)]])
@@ -238,36 +239,53 @@ def listening_direction(states: torch.Tensor, score: torch.Tensor) -> torch.Tens
     return found.float().to(spread.device) / spread
 
 
-def reading_directions(seen: Sequence[torch.Tensor], read: Read) -> list[torch.Tensor]:
-    """The directions that together tell the rows to refuse from all others best, by one logistic regression; both sides weigh the same.
+def left_out(means: torch.Tensor, around: Spread) -> torch.Tensor:
+    """Directions that nothing is to be read from, orthonormal columns (size, some).
 
-    The mean prompt gives nothing on any of them: whatever it gave would be written beside every text and disturb the model for nothing. And directions along
-    which instructions and chat template differ from it cost (AROUND): heads see those, too, some of their states are huge, and they tell nothing.
+    The mean document: whatever it gave would be written beside every text and disturb the model for nothing. And in what the states of instructions and chat
+    template differ from it (the FRAMES strongest directions): heads see them too, some of them are huge, and else a long document would be read otherwise than
+    a short one.
+
+    Args:
+        means: of documents, (rows, size).
+        around: the states of what stands around them.
+    """
+    middle = means.mean(0)
+    always = middle / middle.norm().clamp(min=1e-9)
+    if not around.count:
+        alone: torch.Tensor = always.unsqueeze(1)
+        return alone
+    clear = torch.eye(len(always), device=always.device) - torch.outer(always, always)
+    differ = clear @ around.about(middle.cpu().double()).float().to(always.device) @ clear
+    strengths, directions = torch.linalg.eigh(differ)  # the strongest last
+    strong = strengths > (1e-6 * means.norm(dim=1).max()) ** 2
+    strong[: len(always) - min(FRAMES, len(always) // 16)] = False
+    found: torch.Tensor = torch.cat([always.unsqueeze(1), directions[:, strong]], 1)
+    return found
+
+
+def reading_directions(seen: Sequence[torch.Tensor], nothing: torch.Tensor, refuse: torch.Tensor, weights: torch.Tensor) -> list[torch.Tensor]:
+    """The directions that together tell the rows to refuse from all others best, by one logistic regression; both sides weigh the same.
 
     Args:
         seen: what each head sees of the rows, (rows, size) each.
-        read: the rows.
+        nothing: directions on which none of them may read, see `left_out`.
+        refuse: boolean (rows,).
+        weights: (rows,), relative within a side.
 
     Returns:
         For each head, (size,), float32, on `seen` as it is.
     """
     from sklearn.linear_model import LogisticRegression
 
-    middle, roots, scaled = read.means.mean(0), [], []
-    always = middle / middle.norm().clamp(min=1e-9)
-    costs = AROUND * read.around.about(middle.cpu().double()).to(middle.device) if read.around.count else 0
-    for one in seen:
-        inside = (one - torch.outer(one @ always, always)).double()
-        root = torch.linalg.cholesky(torch.diag(inside.var(0) + 1e-12) + costs)  # unit variance but for those costs
-        roots.append(root)
-        scaled.append(torch.linalg.solve_triangular(root, (inside - inside.mean(0)).T, upper=False).T)
-    truth, shares = read.refuse.cpu().numpy(), read.weights.double().cpu().numpy().copy()
+    inside = torch.cat([one - (one @ nothing) @ nothing.T for one in seen], 1)
+    truth, spread = refuse.cpu().numpy(), torch.cat([one.std(0) for one in seen]).clamp(min=1e-6)
+    shares = weights.double().cpu().numpy().copy()
     for side in (truth, ~truth):
         shares[side] *= len(truth) / 2 / max(float(shares[side].sum()), 1e-9)
-    fitted = LogisticRegression(C=C, max_iter=1000).fit(torch.cat(scaled, 1).cpu().numpy(), truth, sample_weight=shares)
-    weights = torch.tensor(fitted.coef_[0], device=middle.device).view(len(seen), -1, 1)
-    ways = [torch.linalg.solve_triangular(root.T, one, upper=True)[:, 0].float() for root, one in zip(roots, weights, strict=True)]
-    return [way - always * (always @ way) for way in ways]
+    fitted = LogisticRegression(C=C, max_iter=1000).fit(((inside - inside.mean(0)) / spread).cpu().numpy(), truth, sample_weight=shares)
+    found = (torch.tensor(fitted.coef_[0], dtype=torch.float32, device=spread.device) / spread).view(len(seen), -1)
+    return [one - nothing @ (nothing.T @ one) for one in found]
 
 
 def steady_direction(states: Sequence[Spread]) -> torch.Tensor:
