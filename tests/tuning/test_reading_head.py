@@ -179,8 +179,7 @@ def test_the_heads_with_the_least_work_get_the_job(tokened):
 
 
 @pytest.mark.parametrize("compute", ["rows", "shared"])
-def test_a_fit_alone_tells_training_documents_apart(tokened, compute, monkeypatch):
-    monkeypatch.setattr(reading_head, "SHARP", 0.3)  # on 38 rows of a random model, what a sharp look finds is chance
+def test_a_fit_alone_tells_training_documents_apart(tokened, compute):
     token = refusal_token_id(tokened, "auto")
     groups, _ = training_groups(tokened, training_examples(), SECTION)
     model = prepare(tokened, SECTION)
