@@ -3,8 +3,8 @@
 In: a model with a fresh adapter and the training rows. Out: adapter weights, found without a gradient step, under which one head looks at all it may see alike
 and the other where intent shows (a softmax over how malicious each state reads); each reads off a direction, the two of one logistic regression that tells
 malicious from benign documents, and writes it along a direction that the rest of the model heeds least; and the direction along which they are heard, for the
-refusal token's row. The mean over a document tells intent far better than the last state does (`bench/probing.py`); the second head hears a passage in a long
-ordinary text, where the mean drowns it, and broken words beside whole ones. The heads are those of the layer whose own work is the smallest; heads that share
+refusal token's row. The mean over a document tells intent far better than the last state does (`bench/probing.py`); the second head gives more weight to a
+passage among ordinary text, and to what is still readable in a noisy one. The heads are those of the layer whose own work is the smallest; heads that share
 values or keys with one of them lose a direction of values for each, and beside the second the slowest pair of rotary components (`head_weights.py`); nothing
 else changes.
 A softmax over a probe's own scores as pooling: arXiv 2506.10805.
