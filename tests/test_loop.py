@@ -89,12 +89,13 @@ def test_balanced_surface_gives_tuning_a_weight_for_each_training_document(whole
 
 @pytest.mark.parametrize(("share", "epochs"), [(0.0, 1), (0.9, 1), (0.9, 0)])
 def test_disturbed_copies_are_tuned_on_beside_what_the_dataset_holds(whole, tiny_folder, tmp_path, monkeypatch, share, epochs):
-    from docward.dataset.disturbing import AMONG
+    from docward.dataset.disturbing import AMONG, letter_case
     from docward.dataset.saving import read_split
 
     run, documents = whole
     seen = []
     monkeypatch.setattr("docward.tuning.tuning.tune", lambda _, examples, *__, **___: seen.extend(examples))
+    monkeypatch.setattr("docward.dataset.disturbing.KINDS", {"letter case": letter_case})
     monkeypatch.setattr("docward.loop._calibrate", lambda _: None)
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("adapter"))
     tuning = {"disturbed": share, "num_train_epochs": epochs, "refusal_token": "auto"}
