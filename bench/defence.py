@@ -140,7 +140,6 @@ def _by_surface(run: Any, documents: list[Any], place: Path) -> None:
     documents = [one for one in documents if not one.is_prompt]
     place.mkdir(parents=True, exist_ok=True)
     write_rows(place / "verdicts.jsonl", classifier_verdicts(surface_refuses(train, documents), {one.id: one.label for one in documents}))
-    write_rows(place / "replies.jsonl", [])
     (place / "scores.json").write_text("{}", encoding="utf-8")
 
 
@@ -167,7 +166,8 @@ def row(name: str, title: str, seeds: Mapping[int, dict[str, Any]]) -> str:
     for found in seeds.values():
         mine = read_rows(found[title] / "verdicts.jsonl", Verdict)
         verdicts += mine
-        for try_ in attempts(read_rows(found[title] / "replies.jsonl", Reply), mine):
+        replies = found[title] / "replies.jsonl"  # surface gives none
+        for try_ in attempts(read_rows(replies, Reply) if replies.is_file() else [], mine):
             if try_.task == "all":
                 tried, left = tried + try_.attempted, left + try_.complied
         ranked = json.loads((found[title] / "scores.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Disturbed copies: another surface, the same answer, nothing that tells the label, and no noise that the suites test with."""
+"""Disturbed copies: another surface, the same answer, nothing that tells the label, and neither look-alike letters nor odd spaces, which suites test with."""
 
 import unicodedata
 from collections import defaultdict
