@@ -17,8 +17,7 @@ FOLDER = Path(__file__).parents[1] / "recipes"
 def test_each_recipe_runs(recipe, tiny_folder, documents_file, tmp_path):
     small = ["dataset.general=3", "dataset.max_new_tokens=8", "evaluation.max_new_tokens=6", "evaluation.limit=1", "tuning.num_train_epochs=1"]
     overrides = [f"model_name_or_path={tiny_folder}", f"documents=[{{path: {documents_file}}}]", *small]
-    layers = [] if load_recipe(recipe).tuning.lora_first_layer < 2 else ["tuning.lora_first_layer=1"]
-    run_loop(load_recipe(recipe, overrides=[*overrides, *layers]), tmp_path / "run")
+    run_loop(load_recipe(recipe, overrides=overrides), tmp_path / "run")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert set(metrics["models"]) == {"untuned", "defended"}
     assert (tmp_path / "run" / "report.html").is_file()

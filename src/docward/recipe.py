@@ -207,7 +207,9 @@ class TuningSection(Section):
     lora_alpha: Count = 16
     lora_dropout: Share = 0.0
     lora_target_modules: list[str] | Literal["all-linear"] = Field("all-linear", description="module names, or all-linear")
-    lora_first_layer: Annotated[int, Field(ge=0)] = Field(0, description="adapt layers from this one up; those below stay as they were")
+    lora_first_layer: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        0, description="adapt layers from this one up, those below stay as they were; auto: that of the heads that read, or all where a model cannot have them"
+    )
     use_dora: bool = False
     use_rslora: bool = False
     eval_steps: Count | None = Field(None, description="probe block, over-refusal and false refusal every so many steps, and keep the best balance")

@@ -9,12 +9,18 @@ from peft import LoraConfig, get_peft_model
 from transformers import (
     Ernie4_5Config,
     Ernie4_5ForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GemmaConfig,
     GemmaForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -23,7 +29,7 @@ from docward.models import Loaded, load
 from docward.recipe import TuningSection
 from docward.tuning import reading_head
 from docward.tuning.adapters import prepare
-from docward.tuning.head_weights import PARTS, Head, Place, reading_place, unseen_direction, write_heads
+from docward.tuning.head_weights import PARTS, Head, Place, first_layer, norm_behind, reading_place, scale_of, unseen_direction, write_heads
 from docward.tuning.losses import example_nll
 from docward.tuning.packing import fit_passes, pass_of
 from docward.tuning.reading_head import (
@@ -35,6 +41,7 @@ from docward.tuning.reading_head import (
     listening_direction,
     reading_directions,
     steady_direction,
+    through_norm,
 )
 from docward.tuning.refusal_row import begin_from_a_fit
 from docward.tuning.refusal_token import refusal_token_id
@@ -99,7 +106,7 @@ def test_heads_write_what_they_read_and_no_more(tokened, heads, groups, numbers,
     loaded = replace(tokened, model=LlamaForCausalLM(LlamaConfig(**shape)).eval())
     section = SECTION.model_copy(update={"refusal_token": None})
     place, size, ids = reading_place(loaded.model, section), 8, list(range(5, 40))
-    assert place == Place(2, size, heads // groups)
+    assert place == Place(2, size, heads // groups, 2)
     ranks = place.ranks(2)
     config = LoraConfig(r=2, lora_alpha=3, use_rslora=True, target_modules=list(PARTS), rank_pattern=ranks, alpha_pattern=dict.fromkeys(ranks, 5))
     model = get_peft_model(loaded.model, config)
@@ -358,23 +365,77 @@ def test_what_is_written_is_heard_beside_what_else_varies():
     assert told(heard) > 0.9
 
 
-def qwen(**more):
-    return Qwen3ForCausalLM(Qwen3Config(**SHAPE, **more))
+def qwen():
+    return Qwen3ForCausalLM(Qwen3Config(**SHAPE))
+
+
+def gemma3():
+    """With weights in its norms, as a trained one has."""
+    torch.manual_seed(0)
+    model = Gemma3ForCausalLM(Gemma3TextConfig(**SHAPE, layer_types=["sliding_attention", "full_attention"] + 2 * ["sliding_attention"])).eval()
+    for name, weight in model.named_parameters():
+        if "norm" in name:
+            weight.data += 0.3 * torch.randn_like(weight)
+    return model
+
+
+@pytest.mark.parametrize("model", [qwen(), gemma3()], ids=["Qwen 3", "Gemma 3"])
+def test_a_head_reads_behind_norms_too(model):
+    model.eval()
+    section = SECTION.model_copy(update={"refusal_token": None})
+    place, size, ids = reading_place(model, section), 8, list(range(5, 40))
+    ranks = place.ranks(2)
+    tuned = get_peft_model(model, LoraConfig(r=2, target_modules=list(PARTS), rank_pattern=ranks, alpha_pattern=ranks))
+    attention = attention_of(tuned, place.layer)
+    reads, direction = 0.3 * drawn(0, 48), torch.nn.functional.normalize(drawn(1, 48), dim=0)
+    write_heads(attention, size, [Head(4, reads, 3.0)], direction)
+    states, after = outputs(tuned, place.layer, ids)
+    so_far = states.cumsum(0) / torch.arange(1, len(ids) + 1).unsqueeze(1)
+    with torch.no_grad():
+        attention.v_proj.base_layer.weight += attention.v_proj.get_delta_weight("default")
+        attention.o_proj.base_layer.weight[:, 4 * size : 5 * size] = 0
+        with tuned.disable_adapter():
+            _, without = outputs(tuned, place.layer, ids)
+    assert torch.allclose(after, without + 3.0 * (so_far @ reads).unsqueeze(1) * direction, atol=1e-4)
+
+
+def test_what_is_written_before_a_norm_stands_behind_it_as_wanted():
+    norm = norm_behind(gemma3().get_decoder().layers[1])
+    direction, others, score = torch.nn.functional.normalize(drawn(0, 48), dim=0), drawn(1, 200, 48), drawn(2, 200)
+    given = float(others.norm(dim=1).mean())
+    loud, along = through_norm(0.05, direction, scale_of(norm), given, most=1e3)
+    with torch.no_grad():
+        moved = norm(others + loud * score.unsqueeze(1) * along) - norm(others)
+    wanted = 0.05 * score.unsqueeze(1) * direction
+    assert (moved - wanted).norm() < 0.3 * wanted.norm()  # what is divided by a length that differs from row to row
+    assert through_norm(40.0, direction, scale_of(norm), given, most=1 / 40)[0] == pytest.approx(given / 40)  # as loud as the others, no more
+
+
+def test_the_layer_is_found():
+    tied = SECTION.model_copy(update={"lora_first_layer": "auto"})
+    assert first_layer(LlamaForCausalLM(LlamaConfig(**SHAPE)), tied) == 2
+    assert first_layer(gemma3(), tied) == 1
+    assert first_layer(gemma3(), tied.model_copy(update={"refusal_token": None})) == 0
+    assert first_layer(GPT2LMHeadModel(GPT2Config(n_embd=48, n_layer=2, n_head=2)), tied) == 0
+    assert first_layer(gemma3(), SECTION.model_copy(update={"lora_first_layer": 3})) == 3
 
 
 @pytest.mark.parametrize(
     ("model", "section", "place"),
     [
-        (LlamaForCausalLM(LlamaConfig(**SHAPE)), {}, Place(2, 8, 3)),
-        (LlamaForCausalLM(LlamaConfig(**SHAPE)), {"lora_first_layer": 2}, Place(2, 8, 3)),
+        (LlamaForCausalLM(LlamaConfig(**SHAPE)), {}, Place(2, 8, 3, 2)),
+        (LlamaForCausalLM(LlamaConfig(**SHAPE)), {"lora_first_layer": 2}, Place(2, 8, 3, 2)),
+        (LlamaForCausalLM(LlamaConfig(**SHAPE)), {"lora_first_layer": "auto"}, Place(2, 8, 3, 2)),
         (LlamaForCausalLM(LlamaConfig(**SHAPE)), {"lora_first_layer": 3}, None),
         (LlamaForCausalLM(LlamaConfig(**SHAPE)), {"use_dora": True}, None),
         (LlamaForCausalLM(LlamaConfig(**SHAPE)), {"lora_target_modules": ["q_proj", "v_proj", "o_proj"]}, None),
         (LlamaForCausalLM(LlamaConfig(**SHAPE, attention_bias=True)), {}, None),
-        (qwen(), {}, None),  # norms on its queries
-        (Ernie4_5ForCausalLM(Ernie4_5Config(**SHAPE)), {}, None),  # rotary positions on neighbours, not halves
-        (GemmaForCausalLM(GemmaConfig(**SHAPE)), {}, None),  # norms that multiply by one more than their weight
-        (Gemma2ForCausalLM(Gemma2Config(**SHAPE)), {}, None),  # norms behind attention, too
+        (qwen(), {}, Place(2, 8, 3, 1)),  # norms on its queries: no constant one
+        (Ernie4_5ForCausalLM(Ernie4_5Config(**SHAPE)), {}, Place(2, 8, 3, 1)),  # rotary positions on neighbours, not halves
+        (GemmaForCausalLM(GemmaConfig(**SHAPE)), {}, Place(2, 8, 3, 2)),  # norms that multiply by one more than their weight
+        (gemma3(), {}, Place(1, 8, 3, 1)),  # norms behind attention, too; layers 2 and 3 see windows
+        (Olmo2ForCausalLM(Olmo2Config(**{name: value for name, value in SHAPE.items() if name != "head_dim"})), {}, None),  # a norm over all heads' queries
+        (PhiForCausalLM(PhiConfig(**{name: value for name, value in SHAPE.items() if name != "head_dim"})), {}, None),  # LayerNorm
     ],
 )
 def test_where_the_head_can_be(model, section, place):

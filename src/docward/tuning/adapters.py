@@ -16,7 +16,7 @@ from docward.errors import ModelError
 from docward.models import Loaded
 from docward.recipe import TuningSection
 from docward.records import whole_folder
-from docward.tuning.head_weights import reading_place
+from docward.tuning.head_weights import first_layer, reading_place
 from docward.tuning.refusal_token import refusal_token_id
 
 
@@ -42,7 +42,8 @@ def with_lora(loaded: Loaded, section: TuningSection) -> Any:
     from peft import LoraConfig, get_peft_model
 
     count = int(loaded.model.config.get_text_config().num_hidden_layers)
-    layers = list(range(section.lora_first_layer, count))
+    first = first_layer(loaded.model, section)
+    layers = list(range(first, count))
     if not layers:
         raise ModelError(f"tuning.lora_first_layer = {section.lora_first_layer}, but {loaded.name} has {count} layers. Set it lower.")
     token = refusal_token_id(loaded, section.refusal_token)
@@ -56,7 +57,7 @@ def with_lora(loaded: Loaded, section: TuningSection) -> Any:
         use_dora=section.use_dora,
         use_rslora=section.use_rslora,
         target_modules=_targets(loaded.model, section.lora_target_modules),
-        layers_to_transform=layers if section.lora_first_layer else None,
+        layers_to_transform=layers if first else None,
         trainable_token_indices=None if token is None else _rows_of(loaded.model, token),
         rank_pattern=ranks,
         alpha_pattern={name: section.lora_alpha * rank / section.lora_r for name, rank in ranks.items()},

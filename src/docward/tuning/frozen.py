@@ -28,7 +28,7 @@ class Skip(torch.nn.Module):
 
 
 class _Reached(Exception):  # noqa: N818 - it ends a forward pass early, nothing went wrong
-    """Carries the states that enter the first adapted layer."""
+    """Carries the states that enter a module."""
 
     def __init__(self, states: torch.Tensor) -> None:
         super().__init__()
@@ -113,22 +113,26 @@ def states_at(loaded: Loaded, groups: Sequence[Group], first: int, compute: Comp
     if compute == "shared":
         batch = pass_of(groups, compute="shared", pad=0)
         given = {name: batch[name].to(device) for name in ("input_ids", "position_ids")} | {"layout": batch["layout"]}
-        whole = _entering(_decoder(loaded), first, **given)[0]
+        whole = entering(_decoder(loaded), _decoder(loaded).layers[first], **given)[0]
         return [(states.clone(),) for states in torch.split(whole, [group.shared_tokens for group in groups])]
-    return [tuple(_entering(_decoder(loaded), first, input_ids=torch.tensor([row.rendered.ids], device=device))[0] for row in group.rows) for group in groups]
+    decoder = _decoder(loaded)
+    layer = decoder.layers[first]
+    return [tuple(entering(decoder, layer, input_ids=torch.tensor([row.rendered.ids], device=device))[0] for row in group.rows) for group in groups]
 
 
 def _starts_from_embeddings(loaded: Loaded, decoder: Any) -> bool:
     """Whether `inputs_embeds` enter layer 0 as they are (some models scale them first)."""
     probe = torch.randn(1, 3, int(loaded.model.config.get_text_config().hidden_size), dtype=loaded.model.dtype, device=loaded.model.device)
-    return torch.equal(_entering(decoder, 0, inputs_embeds=probe), probe)
+    return torch.equal(entering(decoder, decoder.layers[0], inputs_embeds=probe), probe)
 
 
-def _entering(decoder: Any, layer: int, **given: Any) -> torch.Tensor:
+def entering(decoder: Any, module: torch.nn.Module, **given: Any) -> torch.Tensor:
+    """What enters a module of a decoder that is given this, (rows, length, size); nothing behind it is computed."""
+
     def reached(_: Any, positional: tuple[torch.Tensor, ...]) -> None:
         raise _Reached(positional[0])
 
-    hook = decoder.layers[layer].register_forward_pre_hook(reached)
+    hook = module.register_forward_pre_hook(reached)
     try:
         with torch.no_grad():
             decoder(**given, use_cache=False)
@@ -136,4 +140,4 @@ def _entering(decoder: Any, layer: int, **given: Any) -> torch.Tensor:
         return end.states
     finally:
         hook.remove()
-    raise AssertionError("the decoder never called its layer")
+    raise AssertionError("the decoder never called it")

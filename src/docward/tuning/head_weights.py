@@ -3,7 +3,8 @@
 In: a model with a fresh adapter, which head, what it is to read, where it is to look, and where to write. Out: the adapter's weights, set so that the head does
 that and nothing else. A head that looks at all alike has queries of 0. A head that looks at some places more has one constant query: a linear function of the
 state that is nearly 1 wherever answers begin, in the pair of rotary components that turns slowest, so that places far away count like near ones; the keys that
-it shares with other heads give up that pair for what it looks for, and the others no longer ask for it.
+it shares with other heads give up that pair for what it looks for, and the others no longer ask for it. Where queries and keys go through norms (Qwen 3,
+Gemma 3), or positions turn other components, there is no such query, and one head alone reads, the one that looks at all alike.
 """
 
 from __future__ import annotations
@@ -19,30 +20,34 @@ from docward.recipe import TuningSection
 
 STILL = 100.0  # how much a direction's own spread counts against it, beside what later layers and the logits make of it
 PARTS = ("q_proj", "k_proj", "v_proj", "o_proj")
-# What reads the residual stream: a norm, the block behind it, and the block's projections.
-READERS = (("input_layernorm", "self_attn", ("q_proj", "k_proj", "v_proj")), ("post_attention_layernorm", "mlp", ("gate_proj", "up_proj")))
-HEADS = 2  # one that looks at all alike, and one that looks where intent shows
+BEHIND = "post_attention_layernorm"  # in most models the norm in front of the MLP; in Gemma 2 and 3 one behind attention, and the MLP's has this name:
+BEFORE_MLP = "pre_feedforward_layernorm"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Which layer has the heads, the size of a head, and how many of them share keys and values."""
+    """Which layer has the heads, the size of a head, how many of them share keys and values, and how many get the job.
+
+    The first of those looks at all alike, the second where intent shows.
+    """
 
     layer: int
     size: int
     sharing: int
+    heads: int
 
     def ranks(self, rank: int) -> dict[str, int]:
         """LoRA ranks of the layer's projections, as PEFT takes them: those of the recipe, and what the heads take."""
-        taken = {"q_proj": HEADS * self.size + 2 * (self.sharing - 1), "k_proj": 2, "v_proj": HEADS, "o_proj": HEADS * self.size}
+        pair = 2 if self.heads > 1 else 0
+        taken = {"q_proj": self.heads * self.size + pair * (self.sharing - 1), "k_proj": pair, "v_proj": self.heads, "o_proj": self.heads * self.size}
         return {rf"layers\.{self.layer}\.self_attn\.{part}": rank + more for part, more in taken.items()}
 
 
 def reading_place(model: Any, section: TuningSection) -> Place | None:
     """Where heads can be given the job: in the last layer but one, or the last before it that sees whole texts.
 
-    None where a layer is not of the kind known here (four projections and nothing else in attention, without a bias on queries and keys; rotary positions on
-    whole heads, as halves; one norm before attention and one before a gated MLP, each a product with its weight), or the recipe does not adapt what heads take.
+    None where a layer is not of the kind known here (four projections in attention and at most norms of each head's queries and keys; no bias on queries; norms
+    before attention and before a gated MLP, and maybe behind both, each a product with a weight), or the recipe does not adapt what heads take.
     """
     config = model.config.get_text_config()
     everywhere = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
@@ -50,19 +55,39 @@ def reading_place(model: Any, section: TuningSection) -> Place | None:
     layers = getattr(model.get_decoder(), "layers", None)
     if section.use_dora or section.lora_dropout or not isinstance(layers, torch.nn.ModuleList):
         return None
-    for number in range(len(layers) - 2, section.lora_first_layer - 1, -1):
+    wanted = section.lora_target_modules
+    lowest = 0 if section.lora_first_layer == "auto" else section.lora_first_layer
+    for number in range(len(layers) - 2, lowest - 1, -1):
         attention: Any = getattr(layers[number], "self_attn", None)
         parts = [getattr(attention, part, None) for part in PARTS]
         linear: list[Any] = [getattr(part, "base_layer", part) for part in parts]  # adapted or not
         if kinds[number] == "full_attention" and all(type(one) is torch.nn.Linear for one in linear):
-            known = linear[0].bias is None and linear[1].bias is None and linear[0].out_features >= HEADS * int(attention.head_dim)
-            known = known and {name for name, _ in attention.named_children()} == set(PARTS) and not list(attention.named_parameters(recurse=False))
-            known = known and _turns_halves(model, attention)
-            known = known and _plain(model.get_decoder().norm) and all(map(_known, layers[number:]))
-            wanted = section.lora_target_modules
+            heads = _heads(model, attention, linear[1].bias is not None)
+            known = linear[0].bias is None and heads > 0 and linear[0].out_features >= heads * int(attention.head_dim)
+            known = known and scale_of(model.get_decoder().norm) is not None and all(map(_known, layers[number:]))
             sharing = linear[0].out_features // linear[1].out_features
-            return Place(number, int(attention.head_dim), sharing) if known and (wanted == "all-linear" or set(PARTS) <= set(wanted)) else None
+            return Place(number, int(attention.head_dim), sharing, heads) if known and (wanted == "all-linear" or set(PARTS) <= set(wanted)) else None
     return None
+
+
+def first_layer(model: Any, section: TuningSection) -> int:
+    """The first layer that is adapted: the recipe's, or for `auto` that of the heads that read, if the model can have them and a token to listen to them."""
+    if section.lora_first_layer != "auto":
+        return section.lora_first_layer
+    place = reading_place(model, section) if section.refusal_token is not None else None
+    return place.layer if place else 0
+
+
+def _heads(model: Any, attention: Any, biased_keys: bool) -> int:
+    """How many heads can get the job: a query of 0 has to stay 0, and one of 1 to be constant."""
+    children = dict(attention.named_children())
+    norms = [children.pop(name) for name in ("q_norm", "k_norm") if name in children]
+    if set(children) != set(PARTS) or list(attention.named_parameters(recurse=False)):
+        return 0
+    if any((scale := scale_of(norm)) is None or len(scale) != int(attention.head_dim) for norm in norms):
+        return 0
+    capped = getattr(attention, "attn_logit_softcapping", None) is not None
+    return 1 if norms or capped or biased_keys or not _turns_halves(model, attention) else 2
 
 
 def _turns_halves(model: Any, attention: Any) -> bool:
@@ -75,17 +100,33 @@ def _turns_halves(model: Any, attention: Any) -> bool:
 
 
 def _known(layer: Any) -> bool:
-    parts = [getattr(getattr(layer, block, None), part, None) for _, block, names in READERS for part in names]
-    return None not in parts and not hasattr(layer, "pre_feedforward_layernorm") and all(_plain(getattr(layer, norm, None)) for norm, *_ in READERS)
+    parts = [getattr(getattr(layer, block, None), part, None) for _, block, names in _readers(layer) for part in names]
+    norms = [getattr(layer, norm, None) for norm, *_ in _readers(layer)] + ([getattr(layer, BEHIND, None)] if norm_behind(layer) else [])
+    return None not in parts and None not in map(scale_of, norms)
 
 
-def _plain(norm: Any) -> bool:
-    """Whether a norm multiplies by its weight and does nothing else to a state of length one a component."""
+def _readers(layer: Any) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+    """What reads the residual stream in a layer: a norm, the block behind it, and the block's projections."""
+    before_mlp = BEFORE_MLP if hasattr(layer, BEFORE_MLP) else BEHIND
+    return ("input_layernorm", "self_attn", ("q_proj", "k_proj", "v_proj")), (before_mlp, "mlp", ("gate_proj", "up_proj"))
+
+
+def norm_behind(layer: Any) -> Any:
+    """The norm that what attention gives goes through before it is added to the stream; None where there is none."""
+    return getattr(layer, BEHIND, None) if hasattr(layer, BEFORE_MLP) else None
+
+
+@torch.no_grad()
+def scale_of(norm: Any) -> torch.Tensor | None:
+    """What a norm multiplies a state of length one a component with, (size,), float32; None where it does anything else to it (LayerNorm, a bias)."""
     weight = getattr(norm, "weight", None)
     if weight is None:
-        return False
-    with torch.no_grad():
-        return bool(torch.allclose(norm(torch.ones_like(weight)), weight, rtol=0.02, atol=1e-3))
+        return None
+    ones = torch.ones_like(weight)
+    signs = ones.clone()
+    signs[: len(ones) // 3] = -1
+    found: torch.Tensor = norm(ones).float()
+    return found if torch.allclose(norm(signs).float(), found * signs.float(), rtol=0.02, atol=1e-3) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,22 +216,17 @@ def unseen_direction(model: Any, spread: torch.Tensor, layer: int) -> torch.Tens
         spread: covariance of the states that enter the last norm, (size, size).
         layer: behind whose attention it is written.
     """
-    heeded = _heed(model.base_model.model.get_output_embeddings().weight, _last_norm(model))
+    heeded = _heed(model.base_model.model.get_output_embeddings().weight, scale_of(model.base_model.model.get_decoder().norm))
     for number, one in enumerate(model.base_model.model.get_decoder().layers[layer:]):
-        for norm, block, parts in READERS[0 if number else 1 :]:  # what is in front of the writing does not see it
+        for norm, block, parts in _readers(one)[0 if number else 1 :]:  # what is in front of the writing does not see it
             for part in (getattr(getattr(one, block), name) for name in parts):
-                heeded += _heed(getattr(part, "base_layer", part).weight, getattr(one, norm).weight)
+                heeded += _heed(getattr(part, "base_layer", part).weight, scale_of(getattr(one, norm)))
     found: torch.Tensor = torch.linalg.eigh(heeded + STILL * (spread / spread.diagonal().mean()).to(heeded.device)).eigenvectors[:, 0]
     return found
 
 
-def _heed(weight: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+def _heed(weight: torch.Tensor, norm: torch.Tensor | None) -> torch.Tensor:
     """The Gram matrix of a projection behind a norm, over the directions of what enters the norm, (size, size), scaled to a mean diagonal of 1."""
-    seen = weight.detach().float() * norm.detach().float()
+    seen = weight.detach().float() * (1.0 if norm is None else norm)
     found = seen.T @ seen
     return found / found.diagonal().mean()
-
-
-def _last_norm(model: Any) -> torch.Tensor:
-    weight: torch.Tensor = model.base_model.model.get_decoder().norm.weight.detach().float()
-    return weight

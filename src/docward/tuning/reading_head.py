@@ -1,4 +1,4 @@
-"""Heads that read: two attention heads of a late layer get a new job, to bring what the text says of intent to where the answer begins.
+"""Heads that read: attention heads of a late layer get a new job, to bring what the text says of intent to where the answer begins.
 
 In: a model with a fresh adapter and the training rows. Out: adapter weights, found without a gradient step, under which one head looks at all it may see alike
 and the other where intent shows (a softmax over how malicious each state reads); each reads off a direction, the two of one logistic regression that tells
@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from docward.recipe import TuningSection
-from docward.tuning.head_weights import HEADS, Head, Place, unseen_direction, write_heads
+from docward.tuning.frozen import entering
+from docward.tuning.head_weights import Head, Place, norm_behind, scale_of, unseen_direction, write_heads
 from docward.tuning.losses import DEFENSE, forward_inputs
 from docward.tuning.packing import Compute, Group, fit_passes, pass_of
 
@@ -38,8 +39,8 @@ class Read:
     """What training rows show.
 
     Each row's mean state over its document (over all of its prompt, where it has none), (rows, size); whether it is to be refused; its weight; the mean length
-    of each head's output (heads,), and of states where answers begin; and how states spread: in documents, in what stands around them, where answers begin, and
-    before the last norm.
+    of each head's output (heads,), of states where answers begin, and of what attention gives there; and how states spread: in documents, in what stands around
+    them, where answers begin, and before the last norm.
     """
 
     means: torch.Tensor
@@ -47,6 +48,7 @@ class Read:
     weights: torch.Tensor
     work: torch.Tensor
     length: float
+    given: float
     inside: Spread
     around: Spread
     begins: Spread
@@ -105,18 +107,23 @@ def give_reading_heads(
     read = _read(model, attention, place, passes, compute, progress)
     if len(set(read.refuse[read.weights.cpu() > 0].tolist())) < 2:
         return None
-    nothing, inside, seen = left_out(read.means, read.around), read.inside.covariance().to(read.means.device), read.means
-    for _ in range(TIMES):
-        [reads] = reading_directions([seen], nothing, read.refuse, read.weights)
-        if not bool((seen @ reads).std() > 0):
-            return None
-        looks = SHARP * reads / (reads @ inside @ reads).sqrt().clamp(min=1e-9)
-        seen = _looked(model, attention, passes, compute, looks, progress)
-    both = reading_directions([read.means, seen], nothing, read.refuse, read.weights)
-    score = read.means @ both[0] + seen @ both[1]
+    nothing, inside, seen = left_out(read.means, read.around), read.inside.covariance().to(read.means.device), [read.means]
+    if place.heads > 1:
+        for _ in range(TIMES):
+            [reads] = reading_directions(seen[-1:], nothing, read.refuse, read.weights)
+            looks = SHARP * reads / (reads @ inside @ reads).sqrt().clamp(min=1e-9)
+            seen = [read.means, _looked(model, attention, passes, compute, looks, progress)]
+    found = reading_directions(seen, nothing, read.refuse, read.weights)
+    score = torch.stack([one @ reads for one, reads in zip(seen, found, strict=True)]).sum(0)
+    if not bool(score.std() > 0):
+        return None
     loud, direction = LOUD * read.length / float(score.std()), unseen_direction(model, read.last.covariance(), place.layer)
-    least = read.work.argsort()[:HEADS].tolist()
-    heads = [Head(least[0], both[0], loud), Head(least[1], both[1], loud, looks, steady_direction([read.begins, read.inside]).to(looks.device))]
+    if (behind := norm_behind(decoder.layers[place.layer])) is not None:
+        loud, direction = through_norm(loud, direction, scale_of(behind), read.given, 1 / float(score.std()))
+    least = read.work.argsort().tolist()
+    heads = [Head(least[0], found[0], loud)]
+    if place.heads > 1:
+        heads.append(Head(least[1], found[1], loud, looks, steady_direction([read.begins, read.inside]).to(looks.device)))
     write_heads(attention, place.size, heads, direction, turned=float(getattr(decoder.rotary_emb, "attention_scaling", 1.0)))
     states, rows = _answers(model, passes, compute, progress)
     return listening_direction(states, score[rows])
@@ -129,10 +136,11 @@ def _read(model: Any, attention: Any, place: Place, passes: Sequence[Sequence[Gr
     hooks = [
         attention.q_proj.register_forward_pre_hook(lambda _, given: found.update(states=given[0])),
         attention.o_proj.register_forward_pre_hook(lambda _, given: found.update(heads=given[0])),
+        attention.o_proj.register_forward_hook(lambda _, given, gave: found.update(gave=gave)),
         decoder.layers[place.layer].register_forward_pre_hook(lambda _, given: found.update(entering=given[0])),
         decoder.norm.register_forward_pre_hook(lambda _, given: found.update(last=given[0])),
     ]
-    means, refuse, weights, work, lengths = [], [], [], [], []
+    means, refuse, weights, work, lengths, given = [], [], [], [], [], []
     inside, around, begins, last = Spread(), Spread(), Spread(), Spread()
     try:
         for done, one in enumerate(passes):
@@ -147,6 +155,7 @@ def _read(model: Any, attention: Any, place: Place, passes: Sequence[Sequence[Gr
                     around.add(states[prompt[~torch.isin(prompt, document)]])
             ends = torch.tensor([int(prompt[-1]) for prompt in batch["prompts"]], device=states.device)
             lengths.append(found["entering"].flatten(0, -2)[ends].float().norm(dim=-1))
+            given.append(found["gave"].flatten(0, -2)[ends].float().norm(dim=-1))
             begins.add(states[ends])
             usual = torch.cat([prompt[1:] for prompt in batch["prompts"]])[::SOME]  # in many models a text's first state is a thing of its own, and huge
             last.add(found["last"].flatten(0, -2)[usual])
@@ -163,6 +172,7 @@ def _read(model: Any, attention: Any, place: Place, passes: Sequence[Sequence[Gr
         torch.cat(weights),
         torch.cat(work).mean(0),
         float(torch.cat(lengths).mean()),
+        float(torch.cat(given).mean()),
         inside,
         around,
         begins,
@@ -170,30 +180,16 @@ def _read(model: Any, attention: Any, place: Place, passes: Sequence[Sequence[Gr
     )
 
 
-class _Seen(Exception):  # noqa: N818 - it ends a forward pass early, nothing went wrong
-    """Carries the states that a layer's attention takes."""
-
-
 def _looked(model: Any, attention: Any, passes: Sequence[Sequence[Group]], compute: Compute, looks: torch.Tensor, progress: Progress) -> torch.Tensor:
     """The mean state of each row's prompt, weighed as a head does that looks along `looks`, (rows, size)."""
-
-    def seen(_: Any, given: tuple[torch.Tensor, ...]) -> None:
-        raise _Seen(given[0].flatten(0, -2))
-
-    found, hook = [], attention.q_proj.register_forward_pre_hook(seen)
-    try:
-        for done, one in enumerate(passes):
-            progress("where intent shows: passes", done, len(passes))
-            batch = _batch(model, one, compute)
-            try:
-                model.base_model.model.get_decoder()(**forward_inputs(batch), use_cache=False)
-            except _Seen as end:
-                [states] = end.args
-            for prompt in batch["prompts"]:
-                mine = states[prompt].float()
-                found.append((mine @ looks).softmax(0) @ mine)
-    finally:
-        hook.remove()
+    found, decoder = [], model.base_model.model.get_decoder()
+    for done, one in enumerate(passes):
+        progress("where intent shows: passes", done, len(passes))
+        batch = _batch(model, one, compute)
+        states = entering(decoder, attention.q_proj, **forward_inputs(batch)).flatten(0, -2)
+        for prompt in batch["prompts"]:
+            mine = states[prompt].float()
+            found.append((mine @ looks).softmax(0) @ mine)
     return torch.stack(found)
 
 
@@ -237,6 +233,25 @@ def listening_direction(states: torch.Tensor, score: torch.Tensor) -> torch.Tens
     seen, wanted = ((states - states.mean(0)) / spread).cpu().double(), ((score - score.mean()) / score.std().clamp(min=1e-9)).cpu().double()
     found: torch.Tensor = torch.linalg.solve(seen.T @ seen + RIDGE * torch.eye(seen.shape[1], dtype=seen.dtype), seen.T @ wanted)
     return found.float().to(spread.device) / spread
+
+
+def through_norm(loud: float, direction: torch.Tensor, scale: torch.Tensor | None, given: float, most: float) -> tuple[float, torch.Tensor]:
+    """How loud to write and along what, in front of a norm, so that behind it what is written stands along `direction`, nearly as loud as wanted.
+
+    Nearly: the norm divides by the length of all that attention gives, which what is written adds to. It may be as long as the rest, and no longer.
+
+    Args:
+        loud: wanted behind the norm, for a score of 1.
+        direction: unit, (size,).
+        scale: what the norm multiplies with, (size,).
+        given: the mean length of what attention gives.
+        most: a score that is not to be louder than the rest.
+    """
+    assert scale is not None
+    before = direction / torch.where(scale.abs() < 0.05 * scale.abs().mean(), torch.inf, scale).to(direction.device)
+    stretched = float(before.norm())
+    wanted = loud * stretched * given / len(scale) ** 0.5
+    return min(wanted, given * most), before / stretched
 
 
 def left_out(means: torch.Tensor, around: Spread) -> torch.Tensor:
