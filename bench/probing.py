@@ -1,19 +1,30 @@
 """What the untuned model knows of intent: a logistic probe at each layer, read on documents that it was not fitted on.
 
     python bench/probing.py [--model NAME] [--limit 1893] [--documents malicious=FILE ...] [--layers 4 8 12 16 20 24 28 30]
+                            [--sizes 125 250 500 1000 2000] [--at 28] [--output FILE.json]
 
 Fitted on the training documents among the first `--limit` of the plain corpus, each under one task, on the model's states: their mean over the document, and
 the one where the answer begins. Once with every document alike, once weighed so that surface tells nothing (`tuning.balance_surface`). Read on held-out
 documents of the plain and the starter corpus and on `--documents`, under unseen wordings: AUC of malicious against sensitive / against ordinary.
 Nothing is tuned.
+
+With `--sizes` a second table: the probe on the mean at layer `--at`, weighed, fitted on that many training documents, a seeded sample by chance each, and last
+on all. A sample's documents keep the weights that they have among all. `--output` keeps the numbers of both tables, for `bench/pictures.py`: `layers` and
+`sizes` are lists of one row a probe and set, such as
+
+    {"layer": 28, "state": "mean", "documents": "weighed", "fitted_on": 1514, "set": "starter", "sensitive": 0.9375, "ordinary": 0.98}
+
+with the AUC against either label unrounded, null where the set has none of it; `read` has the number of documents of each label, by set.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +57,45 @@ def states(loaded: Any, documents: Sequence[Any], wordings: str, layers: Sequenc
     return {name: np.stack(values) for name, values in found.items()}
 
 
-def aucs(scores: np.ndarray, labels: np.ndarray) -> str:
-    """Malicious against sensitive / against ordinary."""
+def aucs(scores: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
+    """Malicious against `sensitive` and against `ordinary`, from (documents,) scores and labels; None where one of the two is missing."""
     from sklearn.metrics import roc_auc_score
 
-    cells = []
+    found: dict[str, float | None] = {}
     for other in ("sensitive", "ordinary"):
         pair = np.isin(labels, ("malicious", other))
-        cells.append(f"{roc_auc_score(labels[pair] == 'malicious', scores[pair]):.2f}" if len(set(labels[pair])) == 2 else "")
-    return " / ".join(cells)
+        found[other] = float(roc_auc_score(labels[pair] == "malicious", scores[pair])) if len(set(labels[pair])) == 2 else None
+    return found
+
+
+def readings(
+    fitted: np.ndarray, truth: np.ndarray, weights: np.ndarray, read: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]
+) -> list[dict[str, Any]]:
+    """Fit a probe on (documents, size) states, (documents,) truth and weights; its AUCs on the states of each set, whose labels are (documents,) too."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=500))
+    probe.fit(fitted, truth, logisticregression__sample_weight=weights)
+    return [{"fitted_on": len(truth), "set": name, **aucs(probe.decision_function(some), labels[name])} for name, some in read.items()]
+
+
+def samples(count: int, sizes: Iterable[int]) -> list[np.ndarray]:
+    """Places of (size,) documents among `count`, drawn by chance for each size below it; last (count,), all."""
+    return [*(np.array(sorted(random.Random(size).sample(range(count), size))) for size in sorted(set(sizes)) if size < count), np.arange(count)]
+
+
+def head(sets: Iterable[str]) -> str:
+    """The first two lines of a table."""
+    names = list(sets)
+    return "\n| layer | state | documents | " + " | ".join(names) + " |\n|---|---|---|" + "---|" * len(names)
+
+
+def line(rows: Sequence[Mapping[str, Any]], documents: str) -> str:
+    """One line of a table: a probe, and its AUCs on each set."""
+    cells = [" / ".join("" if row[other] is None else f"{row[other]:.2f}" for other in ("sensitive", "ordinary")) for row in rows]
+    return f"| {rows[0]['layer']} | {rows[0]['state']} | {documents} | " + " | ".join(cells) + " |"
 
 
 def main() -> None:
@@ -64,16 +105,18 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=1893)
     parser.add_argument("--documents", nargs="*", default=[], metavar="LABEL=FILE", help="others to read on, called `development`")
     parser.add_argument("--layers", type=int, nargs="+", default=[4, 8, 12, 16, 20, 24, 28, 30])
+    parser.add_argument("--sizes", type=int, nargs="*", default=[], help="numbers of training documents of the second table")
+    parser.add_argument("--at", type=int, default=28, help="the layer of the second table")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="keep all numbers")
     given = parser.parse_args()
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     from docward.dataset.surface import surface_weights
     from docward.documents.reading import own_documents, read_documents
     from docward.models import load
     from docward.types import Label, Split
 
+    layers = sorted({*given.layers, *([given.at] if given.sizes else [])})
+    if given.output:
+        given.output.parent.mkdir(parents=True, exist_ok=True)
     plain = own_documents("plain")
     train = [one for one in plain[: given.limit] if one.split == Split.TRAIN]
     sets = {"plain": [one for one in plain if one.split == Split.TEST][:450]}
@@ -82,19 +125,34 @@ def main() -> None:
         pairs = [pair.partition("=") for pair in given.documents]
         sets["development"] = [one for label, _, path in pairs for one in read_documents(Path(path), label=Label(label))]
     loaded = load(given.model)
-    fitted = states(loaded, train, "wordings", given.layers)
-    read = {name: states(loaded, documents, "unseen", given.layers) for name, documents in sets.items()}
+    fitted = states(loaded, train, "wordings", layers)
+    read = {name: states(loaded, documents, "unseen", layers) for name, documents in sets.items()}
+    labels = {name: np.array([one.label.value for one in documents]) for name, documents in sets.items()}
     truth, weights = np.array([one.label == Label.MALICIOUS for one in train]), surface_weights(train)
     ways = {"alike": np.where(truth, 0.5 / truth.mean(), 0.5 / (1 - truth.mean())), "weighed": np.array([weights[one.id] for one in train])}
     ways["weighed"] *= ways["alike"]
-    print(f"\r\033[K{len(train)} documents, {given.model}\n\n| layer | state | documents | " + " | ".join(sets) + " |\n|---|---|---|" + "---|" * len(sets))
-    for column, layer in enumerate(given.layers):
+
+    def tried(layer: int, state: str, way: str, places: np.ndarray) -> list[dict[str, Any]]:
+        column = layers.index(layer)
+        found = readings(fitted[state][places, column], truth[places], ways[way][places], {name: read[name][state][:, column] for name in read}, labels)
+        return [{"layer": layer, "state": state, "documents": way, **row} for row in found]
+
+    everything, by_layer, by_size = np.arange(len(train)), list[dict[str, Any]](), list[dict[str, Any]]()
+    print(f"\r\033[K{len(train)} documents, {given.model}\n{head(sets)}")
+    for layer in layers:
         for state in ("mean", "last"):
-            for way, weight in ways.items():
-                probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=500))
-                probe.fit(fitted[state][:, column], truth, logisticregression__sample_weight=weight)
-                cells = [aucs(probe.decision_function(read[name][state][:, column]), np.array([one.label.value for one in sets[name]])) for name in sets]
-                print(f"| {layer} | {state} | {way} | " + " | ".join(cells) + " |", flush=True)
+            for way in ways:
+                by_layer += (rows := tried(layer, state, way, everything))
+                print(line(rows, way), flush=True)
+    if given.sizes:
+        print(head(sets))
+        for places in samples(len(train), given.sizes):
+            by_size += (rows := tried(given.at, "mean", "weighed", places))
+            print(line(rows, f"{len(places)} weighed"), flush=True)
+    if given.output:
+        counts = {name: dict(Counter(labels[name].tolist())) for name in sets}
+        kept = {"model": given.model, "fitted_on": len(train), "at": given.at, "read": counts, "layers": by_layer, "sizes": by_size}
+        given.output.write_text(json.dumps(kept, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

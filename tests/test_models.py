@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from docward import models
 from docward.errors import ModelError
@@ -128,3 +129,13 @@ def test_the_fingerprint_changes_with_the_weights(tiny_copy):
         before.model.lm_head.weight.mul_(1.01)
     before.model.save_pretrained(tiny_copy)
     assert load(str(tiny_copy)).fingerprint != before.fingerprint
+
+
+@pytest.mark.parametrize("kept", [1, 3])
+def test_the_output_layer_gets_states_that_need_no_copy_of_it(tiny_folder, kept):
+    model, seen = load(str(tiny_folder)).model, []
+    model.get_output_embeddings().register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with torch.inference_mode():
+        model(torch.arange(5, 17).view(2, 6), logits_to_keep=kept)
+        model(torch.arange(5, 17).view(1, 12), logits_to_keep=kept)
+    assert [states.stride() for states in seen] == [torch.empty(states.shape).stride() for states in seen]

@@ -250,7 +250,14 @@ def load(name: str, *, adapter: str | Path | None = None, device: str | None = N
     if adapter is not None:
         model, fingerprint = _with_adapter(model, Path(adapter), fingerprint)
         tokenizer = _own_tokenizer(Path(adapter)) or tokenizer
+    model.get_output_embeddings().register_forward_pre_hook(_packed)
     return Loaded(name=name, model=model.eval(), tokenizer=tokenizer, fingerprint=fingerprint, adapter=Path(adapter) if adapter else None)
+
+
+def _packed(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Last states of several rows lie apart, and PyTorch copies the whole output layer for each row to multiply such (2.13, where it is not trained)."""
+    states = given[0]
+    return states.reshape(-1, states.shape[-1]).contiguous().view(states.shape), *given[1:]
 
 
 def _base_of(adapter: Path) -> str:

@@ -39,6 +39,7 @@ from docward.tuning.reading_head import (
     give_reading_heads,
     left_out,
     listening_direction,
+    missed,
     reading_directions,
     steady_direction,
     through_norm,
@@ -172,17 +173,32 @@ def test_a_looking_head_sees_what_a_softmax_over_the_prompt_gives(tokened, compu
         assert torch.allclose(mine, (states @ looks).softmax(0) @ states, atol=1e-4)
 
 
-def test_the_heads_with_the_least_work_get_the_job(tokened):
+@pytest.mark.parametrize("compute", ["rows", "shared"])
+def test_the_heads_that_are_missed_least_get_the_job(tokened, compute):
     model = prepare(tokened, SECTION)
     place = reading_place(tokened.model, SECTION)
     attention = attention_of(model, place.layer)
-    with torch.no_grad():
-        attention.o_proj.base_layer.weight[:, 16:24] *= 0.01
-        attention.o_proj.base_layer.weight[:, 8:16] *= 0.1
+    with torch.no_grad():  # so that heads matter
+        attention.o_proj.base_layer.weight *= torch.tensor([30.0, 3.0, 30.0, 1.0]).repeat_interleave(8)
     groups, _ = training_groups(tokened, training_examples(), SECTION)
-    give_reading_heads(model, place, groups, SECTION, "rows")
+    batch = pass_of(groups, compute="rows", pad=0)
+    benign = torch.tensor([term != "defense" for term in batch["terms"]])
+    wanted = []
+    for head in range(4):
+        kept = attention.o_proj.base_layer.weight[:, head * 8 : head * 8 + 8].detach().clone()
+        with torch.no_grad():
+            attention.o_proj.base_layer.weight[:, head * 8 : head * 8 + 8] = 0
+            wanted.append(float(example_nll(model, batch)[0][benign].mean()))
+            attention.o_proj.base_layer.weight[:, head * 8 : head * 8 + 8] = kept
+    with shared_layout(model) if compute == "shared" else nullcontext():
+        with torch.no_grad():
+            found = missed(model, attention, 8, fit_passes(groups, 600, compute), compute, lambda *_: None)
+        give_reading_heads(model, place, groups, SECTION, compute)
+    assert found.tolist() == pytest.approx(wanted, abs=1e-5)
+    alike, looking = found.argsort()[:2].tolist()
     queries = attention.q_proj.base_layer.weight + attention.q_proj.get_delta_weight("default")
-    assert [int((one.abs().amax(1) > 1e-6).sum()) for one in queries.split(8)] == [6, 1, 0, 8]  # what a mate gave up, one asks for the same always, none
+    asked = [int((one.abs().amax(1) > 1e-6).sum()) for one in queries.split(8)]
+    assert (asked[alike], asked[looking]) == (0, 1)  # no question, and the same always
 
 
 @pytest.mark.parametrize("compute", ["rows", "shared"])

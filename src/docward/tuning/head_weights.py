@@ -162,7 +162,7 @@ def write_heads(attention: Any, size: int, heads: Sequence[Head], direction: tor
     taken: dict[int, list[torch.Tensor]] = {}
     slowest = (size // 2 - 1, size - 1)
     for head in heads:
-        mine, group = _rows(head.number, size), head.number // sharing
+        mine, group = rows_of(head.number, size), head.number // sharing
         queries[mine] = 0
         if head.looks is not None and head.steady is not None:
             for mate in range(group * sharing, (group + 1) * sharing):
@@ -172,13 +172,13 @@ def write_heads(attention: Any, size: int, heads: Sequence[Head], direction: tor
             queries[mine.start + slowest[0]] = head.steady / (asked * attention.scaling * turned**2)
             keys[group * size + slowest[0]] = asked * head.looks
         mates = [one for one in range(group * sharing, (group + 1) * sharing) if one not in [other.number for other in heads]]
-        used = sum((outs[:, _rows(mate, size)].T @ outs[:, _rows(mate, size)] for mate in mates), torch.zeros(size, size, device=outs.device))
+        used = sum((outs[:, rows_of(mate, size)].T @ outs[:, rows_of(mate, size)] for mate in mates), torch.zeros(size, size, device=outs.device))
         used = used + sum(((1 + float(used.trace())) * torch.outer(one, one) for one in taken.get(group, [])), torch.zeros_like(used))
         carrier = torch.linalg.eigh(used).eigenvectors[:, 0]
         taken.setdefault(group, []).append(carrier)
-        there = values[_rows(group, size)]
+        there = values[rows_of(group, size)]
         quiet = float(there.norm(dim=1).mean() / head.reads.norm())  # as with the keys
-        values[_rows(group, size)] = there + torch.outer(carrier, quiet * head.reads - carrier @ there)
+        values[rows_of(group, size)] = there + torch.outer(carrier, quiet * head.reads - carrier @ there)
         outs[:, mine] = head.loud / quiet * torch.outer(direction, carrier)
     _set(attention.q_proj, queries)
     _set(attention.k_proj, keys)
@@ -186,7 +186,8 @@ def write_heads(attention: Any, size: int, heads: Sequence[Head], direction: tor
     _set(attention.o_proj, outs)
 
 
-def _rows(number: int, size: int) -> slice:
+def rows_of(number: int, size: int) -> slice:
+    """Where a head's components lie among those of all heads."""
     return slice(number * size, (number + 1) * size)
 
 

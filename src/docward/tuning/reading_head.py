@@ -4,10 +4,10 @@ In: a model with a fresh adapter and the training rows. Out: adapter weights, fo
 and the other where intent shows (a softmax over how malicious each state reads); each reads off a direction, the two of one logistic regression that tells
 malicious from benign documents, and writes it along a direction that the rest of the model heeds least; and the direction along which they are heard, for the
 refusal token's row. The mean over a document tells intent far better than the last state does (`bench/probing.py`); the second head gives more weight to a
-passage among ordinary text, and to what is still readable in a noisy one. The heads are those of the layer whose own work is the smallest; heads that share
+passage among ordinary text, and to what is still readable in a noisy one. The heads are those of the layer that benign answers miss least; heads that share
 values or keys with one of them lose a direction of values for each, and beside the second the slowest pair of rotary components (`head_weights.py`); nothing
 else changes.
-A softmax over a probe's own scores as pooling: arXiv 2506.10805.
+A softmax over a probe's own scores as pooling: arXiv 2506.10805. Heads that are missed little can go: arXiv 1905.10650.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ import torch
 
 from docward.recipe import TuningSection
 from docward.tuning.frozen import entering
-from docward.tuning.head_weights import Head, Place, norm_behind, scale_of, unseen_direction, write_heads
-from docward.tuning.losses import DEFENSE, forward_inputs
+from docward.tuning.head_weights import Head, Place, norm_behind, rows_of, scale_of, unseen_direction, write_heads
+from docward.tuning.losses import DEFENSE, example_nll, forward_inputs
 from docward.tuning.packing import Compute, Group, fit_passes, pass_of
 
 C = 0.01  # inverse penalty of the logistic regression, on states of unit variance
 LOUD = 0.08  # spread of what is written, as a share of the state's length
+BESIDE = 0.25  # the same, in front of a norm, as a share of what attention gives at most: what is written takes from that
 FRAMES = 24  # directions of instructions and chat template that are not read
+ENOUGH = 100  # benign answers that show which heads are missed least
 SOME = 7  # one place in so many is kept, where all would be too many
 SHARP = 1.0  # spread, over the states of documents, of what the looking head's softmax takes
 TIMES = 2  # where to look and what to read there are found in turns
@@ -39,14 +41,13 @@ class Read:
     """What training rows show.
 
     Each row's mean state over its document (over all of its prompt, where it has none), (rows, size); whether it is to be refused; its weight; the mean length
-    of each head's output (heads,), of states where answers begin, and of what attention gives there; and how states spread: in documents, in what stands around
-    them, where answers begin, and before the last norm.
+    of states where answers begin, and of what attention gives there; and how states spread: in documents, in what stands around them, where answers begin, and
+    before the last norm.
     """
 
     means: torch.Tensor
     refuse: torch.Tensor
     weights: torch.Tensor
-    work: torch.Tensor
     length: float
     given: float
     inside: Spread
@@ -119,8 +120,8 @@ def give_reading_heads(
         return None
     loud, direction = LOUD * read.length / float(score.std()), unseen_direction(model, read.last.covariance(), place.layer)
     if (behind := norm_behind(decoder.layers[place.layer])) is not None:
-        loud, direction = through_norm(loud, direction, scale_of(behind), read.given, 1 / float(score.std()))
-    least = read.work.argsort().tolist()
+        loud, direction = through_norm(loud, direction, scale_of(behind), read.given, BESIDE / float(score.std()))
+    least = missed(model, attention, place.size, passes, compute, progress).argsort().tolist()
     heads = [Head(least[0], found[0], loud)]
     if place.heads > 1:
         heads.append(Head(least[1], found[1], loud, looks, steady_direction([read.begins, read.inside]).to(looks.device)))
@@ -131,16 +132,14 @@ def give_reading_heads(
 
 def _read(model: Any, attention: Any, place: Place, passes: Sequence[Sequence[Group]], compute: Compute, progress: Progress) -> Read:
     found: dict[str, torch.Tensor] = {}
-    out = attention.o_proj.weight.float().view(-1, attention.o_proj.in_features // place.size, place.size)
     decoder = model.base_model.model.get_decoder()
     hooks = [
         attention.q_proj.register_forward_pre_hook(lambda _, given: found.update(states=given[0])),
-        attention.o_proj.register_forward_pre_hook(lambda _, given: found.update(heads=given[0])),
         attention.o_proj.register_forward_hook(lambda _, given, gave: found.update(gave=gave)),
         decoder.layers[place.layer].register_forward_pre_hook(lambda _, given: found.update(entering=given[0])),
         decoder.norm.register_forward_pre_hook(lambda _, given: found.update(last=given[0])),
     ]
-    means, refuse, weights, work, lengths, given = [], [], [], [], [], []
+    means, refuse, weights, lengths, given = [], [], [], [], []
     inside, around, begins, last = Spread(), Spread(), Spread(), Spread()
     try:
         for done, one in enumerate(passes):
@@ -159,8 +158,6 @@ def _read(model: Any, attention: Any, place: Place, passes: Sequence[Sequence[Gr
             begins.add(states[ends])
             usual = torch.cat([prompt[1:] for prompt in batch["prompts"]])[::SOME]  # in many models a text's first state is a thing of its own, and huge
             last.add(found["last"].flatten(0, -2)[usual])
-            heads = found["heads"].flatten(0, -2)[usual].float().view(len(usual), -1, place.size)
-            work.append(torch.einsum("nhd,ohd->nho", heads, out).norm(dim=-1))
             refuse += [term == DEFENSE for term in batch["terms"]]
             weights.append(batch["factors"])
     finally:
@@ -170,7 +167,6 @@ def _read(model: Any, attention: Any, place: Place, passes: Sequence[Sequence[Gr
         torch.stack(means),
         torch.tensor(refuse),
         torch.cat(weights),
-        torch.cat(work).mean(0),
         float(torch.cat(lengths).mean()),
         float(torch.cat(given).mean()),
         inside,
@@ -191,6 +187,31 @@ def _looked(model: Any, attention: Any, passes: Sequence[Sequence[Group]], compu
             mine = states[prompt].float()
             found.append((mine @ looks).softmax(0) @ mine)
     return torch.stack(found)
+
+
+def missed(model: Any, attention: Any, size: int, passes: Sequence[Sequence[Group]], compute: Compute, progress: Progress) -> torch.Tensor:
+    """What is left to be known of benign answers, in nats a token, where one head after the other says nothing, (heads,); from some ENOUGH answers."""
+    benign = [sum(row.term != DEFENSE for group in one for row in group.rows) for one in passes]
+    some = [one for one, count in zip(passes, benign, strict=True) if count]
+    some = some[:: max(1, min(len(some) // 4, sum(benign) // ENOUGH))]
+    found = torch.zeros(attention.o_proj.in_features // size)
+    for done, one in enumerate(some):
+        progress("which heads are missed least: passes", done, len(some))
+        batch = _batch(model, one, compute)
+        answers = torch.tensor([term != DEFENSE for term in batch["terms"]], device=model.device)
+        for head in range(len(found)):
+            silent = attention.o_proj.register_forward_pre_hook(lambda _, given, head=head: _without(given[0], rows_of(head, size)))
+            try:
+                found[head] += example_nll(model, batch)[0][answers].sum().cpu() / sum(benign)
+            finally:
+                silent.remove()
+    return found
+
+
+def _without(states: torch.Tensor, some: slice) -> torch.Tensor:
+    silent = states.clone()
+    silent[..., some] = 0
+    return silent
 
 
 def _batch(model: Any, groups: Sequence[Group], compute: Compute) -> dict[str, Any]:
@@ -238,14 +259,14 @@ def listening_direction(states: torch.Tensor, score: torch.Tensor) -> torch.Tens
 def through_norm(loud: float, direction: torch.Tensor, scale: torch.Tensor | None, given: float, most: float) -> tuple[float, torch.Tensor]:
     """How loud to write and along what, in front of a norm, so that behind it what is written stands along `direction`, nearly as loud as wanted.
 
-    Nearly: the norm divides by the length of all that attention gives, which what is written adds to. It may be as long as the rest, and no longer.
+    Nearly: the norm divides by the length of all that attention gives, which what is written adds to.
 
     Args:
         loud: wanted behind the norm, for a score of 1.
         direction: unit, (size,).
         scale: what the norm multiplies with, (size,).
         given: the mean length of what attention gives.
-        most: a score that is not to be louder than the rest.
+        most: how loud it may be in front of the norm, as a share of that length.
     """
     assert scale is not None
     before = direction / torch.where(scale.abs() < 0.05 * scale.abs().mean(), torch.inf, scale).to(direction.device)
