@@ -52,6 +52,12 @@ def test_a_key_like_no_other_gets_no_guess(loaded):
     assert "Allowed here: model_name_or_path, seed, documents, tasks, dataset, tuning, evaluation." in said
 
 
+def test_a_value_that_may_be_of_two_kinds_is_one_mistake(loaded):
+    said = complaint(loaded, "tuning:\n  lora_first_layer: -1")
+    assert "my.yaml has 1 mistake:" in said
+    assert "line 2, tuning.lora_first_layer: input should be greater than or equal to 0 (found -1); or input should be 'auto' (found -1)" in said
+
+
 def test_all_mistakes_come_at_once_each_with_its_line(loaded):
     text = """seed: -1
 dataset:

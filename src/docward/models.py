@@ -250,12 +250,16 @@ def load(name: str, *, adapter: str | Path | None = None, device: str | None = N
     if adapter is not None:
         model, fingerprint = _with_adapter(model, Path(adapter), fingerprint)
         tokenizer = _own_tokenizer(Path(adapter)) or tokenizer
-    model.get_output_embeddings().register_forward_pre_hook(_packed)
+    if (output := model.get_output_embeddings()) is not None:
+        output.register_forward_pre_hook(packed)
     return Loaded(name=name, model=model.eval(), tokenizer=tokenizer, fingerprint=fingerprint, adapter=Path(adapter) if adapter else None)
 
 
-def _packed(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """Last states of several rows lie apart, and PyTorch copies the whole output layer for each row to multiply such (2.13, where it is not trained)."""
+def packed(_: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """A hook in front of the output layer: puts the states of several rows side by side in memory.
+
+    Cut out of longer ones they are not, and then PyTorch 2.13 multiplies each row with a copy of its own of the output layer, if that is not trained.
+    """
     states = given[0]
     return states.reshape(-1, states.shape[-1]).contiguous().view(states.shape), *given[1:]
 

@@ -321,7 +321,10 @@ def validate(values: dict[str, Any], lines: dict[tuple[Any, ...], str], where: s
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        found = [(one["loc"], _problem(one)) for one in error.errors()]
+        wrong: dict[tuple[Any, ...], list[str]] = {}  # a value that may be of several kinds is wrong for each of them
+        for one in error.errors():
+            wrong.setdefault(_keys(one["loc"]), []).append(_problem(one))
+        found = [(loc, "; or ".join(dict.fromkeys(problems))) for loc, problems in wrong.items()]
     found += _name_problems(values)
     if recipe is None or found:
         problems = [f"  {_place(loc, lines)}: {problem}" for loc, problem in found]
@@ -379,8 +382,13 @@ def _lines(node: Any, prefix: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], str
     return found
 
 
-def _place(loc: tuple[Any, ...], lines: dict[tuple[Any, ...], str]) -> str:
-    path = tuple(part for part in loc if not (isinstance(part, str) and (part.startswith(("literal[", "dict[", "list[")))))
+def _keys(loc: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A place as keys, without pydantic's own words for the kinds that a value may be of."""
+    kinds = ("literal[", "dict[", "list[", "constrained-")
+    return tuple(part for part in loc if not (isinstance(part, str) and part.startswith(kinds)))
+
+
+def _place(path: tuple[Any, ...], lines: dict[tuple[Any, ...], str]) -> str:
     known = next((lines[path[:size]] for size in range(len(path), 0, -1) if path[:size] in lines), "the recipe")
     return f"{known}, {'.'.join(map(str, path))}"
 

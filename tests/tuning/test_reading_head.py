@@ -6,9 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import (
     Ernie4_5Config,
     Ernie4_5ForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GemmaConfig,
@@ -28,8 +31,8 @@ from transformers import (
 from docward.models import Loaded, load
 from docward.recipe import TuningSection
 from docward.tuning import reading_head
-from docward.tuning.adapters import prepare
-from docward.tuning.head_weights import PARTS, Head, Place, first_layer, norm_behind, reading_place, scale_of, unseen_direction, write_heads
+from docward.tuning.adapters import prepare, reading_heads
+from docward.tuning.head_weights import PARTS, Head, Place, norm_behind, reading_place, scale_of, unseen_direction, write_heads
 from docward.tuning.losses import example_nll
 from docward.tuning.packing import fit_passes, pass_of
 from docward.tuning.reading_head import (
@@ -47,7 +50,7 @@ from docward.tuning.reading_head import (
 from docward.tuning.refusal_row import begin_from_a_fit
 from docward.tuning.refusal_token import refusal_token_id
 from docward.tuning.sharing import shared_layout
-from docward.tuning.tuning import training_groups
+from docward.tuning.tuning import training_groups, tune
 from tiny import training_examples
 
 SECTION = TuningSection(refusal_token="auto", decision_weight=1.0, lora_r=4)
@@ -174,7 +177,7 @@ def test_a_looking_head_sees_what_a_softmax_over_the_prompt_gives(tokened, compu
 
 
 @pytest.mark.parametrize("compute", ["rows", "shared"])
-def test_the_heads_that_are_missed_least_get_the_job(tokened, compute):
+def test_the_heads_that_are_missed_least_get_the_job(tokened, compute, monkeypatch):
     model = prepare(tokened, SECTION)
     place = reading_place(tokened.model, SECTION)
     attention = attention_of(model, place.layer)
@@ -193,8 +196,13 @@ def test_the_heads_that_are_missed_least_get_the_job(tokened, compute):
     with shared_layout(model) if compute == "shared" else nullcontext():
         with torch.no_grad():
             found = missed(model, attention, 8, fit_passes(groups, 600, compute), compute, lambda *_: None)
+        monkeypatch.setattr(reading_head, "ENOUGH", 5)
+        few = missed(model, attention, 8, fit_passes(groups, 600, compute), compute, lambda *_: None)
+        monkeypatch.setattr(reading_head, "ENOUGH", 100)
         give_reading_heads(model, place, groups, SECTION, compute)
     assert found.tolist() == pytest.approx(wanted, abs=1e-5)
+    assert few.tolist() != found.tolist()
+    assert few.tolist() == pytest.approx(wanted, rel=0.2)  # a mean, too
     alike, looking = found.argsort()[:2].tolist()
     queries = attention.q_proj.base_layer.weight + attention.q_proj.get_delta_weight("default")
     asked = [int((one.abs().amax(1) > 1e-6).sum()) for one in queries.split(8)]
@@ -381,38 +389,92 @@ def test_what_is_written_is_heard_beside_what_else_varies():
     assert told(heard) > 0.9
 
 
-def qwen():
-    return Qwen3ForCausalLM(Qwen3Config(**SHAPE))
+def qwen(**more):
+    return Qwen3ForCausalLM(Qwen3Config(**SHAPE | more))
 
 
-def gemma3():
+def gemma3(**more):
     """With weights in its norms, as a trained one has."""
     torch.manual_seed(0)
-    model = Gemma3ForCausalLM(Gemma3TextConfig(**SHAPE, layer_types=["sliding_attention", "full_attention"] + 2 * ["sliding_attention"])).eval()
+    model = Gemma3ForCausalLM(Gemma3TextConfig(**SHAPE | more, layer_types=["sliding_attention", "full_attention"] + 2 * ["sliding_attention"])).eval()
     for name, weight in model.named_parameters():
         if "norm" in name:
             weight.data += 0.3 * torch.randn_like(weight)
     return model
 
 
-@pytest.mark.parametrize("model", [qwen(), gemma3()], ids=["Qwen 3", "Gemma 3"])
-def test_a_head_reads_behind_norms_too(model):
-    model.eval()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", [qwen, gemma3], ids=["Qwen 3", "Gemma 3"])
+def test_a_head_behind_norms_looks_at_all_alike_merged_or_not(family, dtype):
+    """What attention gives, against the layer without that head, a norm behind attention left aside.
+
+    In bfloat16 a query of 0 would be rounding, which a norm makes as long as a query.
+    """
+    model = family().eval().to(dtype)
     section = SECTION.model_copy(update={"refusal_token": None})
     place, size, ids = reading_place(model, section), 8, list(range(5, 40))
     ranks = place.ranks(2)
     tuned = get_peft_model(model, LoraConfig(r=2, target_modules=list(PARTS), rank_pattern=ranks, alpha_pattern=ranks))
     attention = attention_of(tuned, place.layer)
+    for name in PARTS:
+        getattr(attention, name).base_layer.weight.data *= 20  # so that there is something to round
     reads, direction = 0.3 * drawn(0, 48), torch.nn.functional.normalize(drawn(1, 48), dim=0)
-    write_heads(attention, size, [Head(4, reads, 3.0)], direction)
-    states, after = outputs(tuned, place.layer, ids)
+    states, _ = outputs(tuned, place.layer, ids)
+    write_heads(attention, size, [Head(4, reads, 3.0, steady=20 * steady_direction([spread_of(states.float())]))], direction)
+    states, after = (one.float() for one in outputs(tuned, place.layer, ids))
     so_far = states.cumsum(0) / torch.arange(1, len(ids) + 1).unsqueeze(1)
+    slowest = torch.tensor([size // 2 - 1, size - 1])
     with torch.no_grad():
-        attention.v_proj.base_layer.weight += attention.v_proj.get_delta_weight("default")
+        attention.v_proj.base_layer.weight += attention.v_proj.get_delta_weight("default").to(dtype)
         attention.o_proj.base_layer.weight[:, 4 * size : 5 * size] = 0
+        for mate in (3, 4, 5):
+            attention.q_proj.base_layer.weight[mate * size + slowest] = 0
+        attention.k_proj.base_layer.weight[size + slowest] = 0
         with tuned.disable_adapter():
-            _, without = outputs(tuned, place.layer, ids)
-    assert torch.allclose(after, without + 3.0 * (so_far @ reads).unsqueeze(1) * direction, atol=1e-4)
+            without = outputs(tuned, place.layer, ids)[1].float()
+    wanted = 3.0 * (so_far @ reads).unsqueeze(1) * direction
+    assert (after - without - wanted).norm() < (1e-5 if dtype == torch.float32 else 0.05) * wanted.norm()
+
+
+@pytest.mark.parametrize("compute", ["rows", "shared"])
+@pytest.mark.parametrize("family", [qwen, gemma3], ids=["Qwen 3", "Gemma 3"])
+def test_a_fit_alone_works_behind_norms(tokened, family, compute, monkeypatch):
+    loaded = replace(tokened, model=family(vocab_size=len(tokened.tokenizer) + 8).eval())
+    for name, weight in loaded.model.named_parameters():
+        weight.data *= 1 if "norm" in name else 4  # so that documents differ
+    groups, _ = training_groups(loaded, training_examples(), SECTION)
+    model = prepare(loaded, SECTION)
+    _, place = reading_heads(loaded, SECTION)
+    attention, given = attention_of(model, place.layer), []
+    batch = pass_of(groups, compute="rows", pad=0)
+    hook = attention.o_proj.register_forward_hook(lambda _, taken, gave: given.append(gave))
+    with torch.no_grad():
+        example_nll(model, batch)
+    hook.remove()
+    ends = torch.stack([given[0].flatten(0, -2)[int(prompt[-1])] for prompt in batch["prompts"]])
+    asked, written = [], []
+    monkeypatch.setattr(reading_head, "through_norm", lambda *given: asked.append((given, through_norm(*given))) or asked[-1][1])
+    monkeypatch.setattr(reading_head, "write_heads", lambda *given, **more: written.append(given) or write_heads(*given, **more))
+    with shared_layout(model) if compute == "shared" else nullcontext():
+        assert begin_from_a_fit(loaded, model, groups, SECTION, compute)
+    [(_, _, [head], direction)] = written
+    assert head.steady is not None
+    assert head.looks is None
+    if family is gemma3:
+        [((_, _, scale, length, _), (loud, along))] = asked
+        assert length == pytest.approx(float(ends.norm(dim=1).mean()), rel=1e-4)
+        torch.testing.assert_close(scale, 1 + norm_behind(model.base_model.model.get_decoder().layers[place.layer]).weight.detach(), rtol=1e-4, atol=1e-4)
+        assert (head.loud, direction.tolist()) == (loud, along.tolist())
+    else:
+        assert not asked
+    refuse = torch.tensor([term == "defense" for term in batch["terms"]])
+    token = refusal_token_id(loaded, "auto")
+    with torch.no_grad():
+        logits = example_nll(model, batch)[1][batch["source"][batch["pair"][batch["first"]]]]
+    mine = logits[:, token].clone()
+    logits[:, token] = -torch.inf
+    margins = mine - logits.amax(-1)
+    assert float((margins[refuse].unsqueeze(1) > margins[~refuse]).float().mean()) > 0.8
 
 
 def test_what_is_written_before_a_norm_stands_behind_it_as_wanted():
@@ -427,13 +489,38 @@ def test_what_is_written_before_a_norm_stands_behind_it_as_wanted():
     assert through_norm(40.0, direction, scale_of(norm), given, most=1 / 40)[0] == pytest.approx(given / 40)  # as loud as the others, no more
 
 
-def test_the_layer_is_found():
-    tied = SECTION.model_copy(update={"lora_first_layer": "auto"})
-    assert first_layer(LlamaForCausalLM(LlamaConfig(**SHAPE)), tied) == 2
-    assert first_layer(gemma3(), tied) == 1
-    assert first_layer(gemma3(), tied.model_copy(update={"refusal_token": None})) == 0
-    assert first_layer(GPT2LMHeadModel(GPT2Config(n_embd=48, n_layer=2, n_head=2)), tied) == 0
-    assert first_layer(gemma3(), SECTION.model_copy(update={"lora_first_layer": 3})) == 3
+def test_the_layer_is_that_of_the_heads_where_a_token_can_listen_to_them(tokened, monkeypatch):
+    def found(model, **changes):
+        return reading_heads(replace(tokened, model=model), SECTION.model_copy(update={"lora_first_layer": "auto", **changes}))
+
+    here = SHAPE | {"vocab_size": len(tokened.tokenizer) + 8}
+    llama = LlamaForCausalLM(LlamaConfig(**here))
+    assert found(llama) == (2, Place(2, 8, 3, 2))
+    assert found(gemma3(vocab_size=here["vocab_size"])) == (1, Place(1, 8, 3, 1, True))
+    assert found(llama, refusal_token=None) == (0, None)
+    assert found(Gemma2ForCausalLM(Gemma2Config(**here))) == (0, None)  # its logits are capped
+    assert found(GPT2LMHeadModel(GPT2Config(n_embd=48, n_layer=2, n_head=2, vocab_size=here["vocab_size"]))) == (0, None)
+    assert found(llama, lora_first_layer=1) == (1, Place(2, 8, 3, 2))
+    monkeypatch.setattr("docward.processes.spread", lambda: True)
+    assert found(llama) == (0, None)
+
+
+def test_auto_adapts_what_its_number_does(tokened, tmp_path):
+    """Layers below are frozen, those above adapted, and the fit is the same."""
+    weights = []
+    for first in ("auto", 2):
+        loaded = replace(tokened, model=LlamaForCausalLM(LlamaConfig(**SHAPE | {"vocab_size": len(tokened.tokenizer) + 8})).eval())
+        torch.manual_seed(0)
+        for weight in loaded.model.parameters():
+            weight.data = 0.05 * torch.randn_like(weight)
+        section = SECTION.model_copy(update={"num_train_epochs": 0, "lora_first_layer": first})
+        tune(loaded, training_examples(), section, run=tmp_path / str(first), seed=0)
+        weights.append(load_file(tmp_path / str(first) / "adapter" / "adapter_model.safetensors"))
+    assert weights[0].keys() == weights[1].keys()
+    assert not [name for name in weights[0] if ".layers.0." in name or ".layers.1." in name]
+    assert [name for name in weights[0] if ".layers.3." in name]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weight, weights[1][name])
 
 
 @pytest.mark.parametrize(
@@ -446,10 +533,11 @@ def test_the_layer_is_found():
         (LlamaForCausalLM(LlamaConfig(**SHAPE)), {"use_dora": True}, None),
         (LlamaForCausalLM(LlamaConfig(**SHAPE)), {"lora_target_modules": ["q_proj", "v_proj", "o_proj"]}, None),
         (LlamaForCausalLM(LlamaConfig(**SHAPE, attention_bias=True)), {}, None),
-        (qwen(), {}, Place(2, 8, 3, 1)),  # norms on its queries: no constant one
+        (qwen(), {}, Place(2, 8, 3, 1, True)),  # norms on its queries: one head
         (Ernie4_5ForCausalLM(Ernie4_5Config(**SHAPE)), {}, Place(2, 8, 3, 1)),  # rotary positions on neighbours, not halves
         (GemmaForCausalLM(GemmaConfig(**SHAPE)), {}, Place(2, 8, 3, 2)),  # norms that multiply by one more than their weight
-        (gemma3(), {}, Place(1, 8, 3, 1)),  # norms behind attention, too; layers 2 and 3 see windows
+        (gemma3(), {}, Place(1, 8, 3, 1, True)),  # norms behind attention, too; layers 2 and 3 see windows
+        (Gemma2ForCausalLM(Gemma2Config(**SHAPE)), {}, Place(1, 8, 3, 1)),  # scores that are capped
         (Olmo2ForCausalLM(Olmo2Config(**{name: value for name, value in SHAPE.items() if name != "head_dim"})), {}, None),  # a norm over all heads' queries
         (PhiForCausalLM(PhiConfig(**{name: value for name, value in SHAPE.items() if name != "head_dim"})), {}, None),  # LayerNorm
     ],

@@ -104,12 +104,12 @@ def retention(replies: Iterable[Reply], *, golds: Golds, untuned: Mapping[str, s
     """What is kept of the untuned model's utility, one row a task and measure, on the prompts that both models answered.
 
     Args:
-        replies: of the tuned model.
+        replies: of the tuned model; gone through twice.
         golds: see `golds_of`.
         untuned: reply key -> the untuned model's reply.
         margin: the share that has to be kept.
     """
-    theirs = [replace(reply, reply=untuned[reply.key]) for reply in replies if reply.key in untuned]
+    theirs = (replace(reply, reply=untuned[reply.key]) for reply in replies if reply.key in untuned)
     worth = {(one.measure, one.key): one.value for one in _scores(theirs, golds, None)}
     found = []
     for (task, measure), scores in _by_measure(_scores(replies, golds, untuned)).items():

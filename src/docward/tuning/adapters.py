@@ -11,13 +11,16 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from docward import processes
 from docward.dataset.refusals import openings
 from docward.errors import ModelError
-from docward.models import Loaded
+from docward.models import Loaded, packed
 from docward.recipe import TuningSection
 from docward.records import whole_folder
-from docward.tuning.head_weights import first_layer, reading_place
+from docward.tuning.head_weights import Place, reading_place
 from docward.tuning.refusal_token import refusal_token_id
+
+SCALED = ("logits_scaling", "logit_scale", "final_logit_softcapping")  # what a config has where logits are not states @ rows
 
 
 def prepare(loaded: Loaded, section: TuningSection) -> Any:
@@ -42,12 +45,11 @@ def with_lora(loaded: Loaded, section: TuningSection) -> Any:
     from peft import LoraConfig, get_peft_model
 
     count = int(loaded.model.config.get_text_config().num_hidden_layers)
-    first = first_layer(loaded.model, section)
+    first, place = reading_heads(loaded, section)
     layers = list(range(first, count))
     if not layers:
         raise ModelError(f"tuning.lora_first_layer = {section.lora_first_layer}, but {loaded.name} has {count} layers. Set it lower.")
     token = refusal_token_id(loaded, section.refusal_token)
-    place = reading_place(loaded.model, section) if token is not None else None
     ranks = place.ranks(section.lora_r) if place else {}
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -63,9 +65,25 @@ def with_lora(loaded: Loaded, section: TuningSection) -> Any:
         alpha_pattern={name: section.lora_alpha * rank / section.lora_r for name, rank in ranks.items()},
     )
     model = get_peft_model(loaded.model, config)
+    model.get_output_embeddings().register_forward_pre_hook(packed)  # what stands for the output layer where a token's row is trained
     if token is not None:
         _begin_like_refusals(model, loaded.tokenizer)
     return model
+
+
+def can_begin_from_a_fit(loaded: Loaded, section: TuningSection) -> bool:
+    """Whether a refusal token's row can be fitted: there is such a token, its logit is a product of state and row, and this process holds all weights."""
+    config = loaded.model.config.get_text_config()
+    scaled = any(getattr(config, name, None) not in (None, 1) for name in SCALED)
+    return refusal_token_id(loaded, section.refusal_token) is not None and not scaled and not processes.spread()
+
+
+def reading_heads(loaded: Loaded, section: TuningSection) -> tuple[int, Place | None]:
+    """The first layer that is adapted (for `auto` that of the heads that read, or all), and where heads get that job, if any do."""
+    place = reading_place(loaded.model, section) if can_begin_from_a_fit(loaded, section) else None
+    if section.lora_first_layer != "auto":
+        return section.lora_first_layer, place
+    return (place.layer if place else 0), place
 
 
 def _rows_of(model: Any, token: int) -> dict[str, list[int]] | list[int]:

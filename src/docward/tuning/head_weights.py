@@ -4,7 +4,8 @@ In: a model with a fresh adapter, which head, what it is to read, where it is to
 that and nothing else. A head that looks at all alike has queries of 0. A head that looks at some places more has one constant query: a linear function of the
 state that is nearly 1 wherever answers begin, in the pair of rotary components that turns slowest, so that places far away count like near ones; the keys that
 it shares with other heads give up that pair for what it looks for, and the others no longer ask for it. Where queries and keys go through norms (Qwen 3,
-Gemma 3), or positions turn other components, there is no such query, and one head alone reads, the one that looks at all alike.
+Gemma 3), scores are capped, or positions turn other components, one head alone reads, the one that looks at all alike; behind a norm its query is no 0, since a
+norm makes the rounding of a 0 as large as a query, but such a constant one, and the keys' pair is 0.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from docward.recipe import TuningSection
 
 STILL = 100.0  # how much a direction's own spread counts against it, beside what later layers and the logits make of it
 PARTS = ("q_proj", "k_proj", "v_proj", "o_proj")
-BEHIND = "post_attention_layernorm"  # in most models the norm in front of the MLP; in Gemma 2 and 3 one behind attention, and the MLP's has this name:
-BEFORE_MLP = "pre_feedforward_layernorm"
+NORMS = {"input_layernorm", "post_attention_layernorm"}  # in front of attention, and in front of the MLP
+# Gemma 2 and 3 have norms behind both, too; what Llama calls the norm in front of the MLP is there the one behind attention.
+FOUR_NORMS = NORMS | {"pre_feedforward_layernorm", "post_feedforward_layernorm"}
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Which layer has the heads, the size of a head, how many of them share keys and values, and how many get the job.
+    """Which layer has the heads, the size of a head, how many of them share keys and values, how many get the job, and whether queries go through a norm.
 
     The first of those looks at all alike, the second where intent shows.
     """
@@ -35,10 +37,11 @@ class Place:
     size: int
     sharing: int
     heads: int
+    normed: bool = False
 
     def ranks(self, rank: int) -> dict[str, int]:
         """LoRA ranks of the layer's projections, as PEFT takes them: those of the recipe, and what the heads take."""
-        pair = 2 if self.heads > 1 else 0
+        pair = 2 if self.heads > 1 or self.normed else 0
         taken = {"q_proj": self.heads * self.size + pair * (self.sharing - 1), "k_proj": pair, "v_proj": self.heads, "o_proj": self.heads * self.size}
         return {rf"layers\.{self.layer}\.self_attn\.{part}": rank + more for part, more in taken.items()}
 
@@ -62,58 +65,55 @@ def reading_place(model: Any, section: TuningSection) -> Place | None:
         parts = [getattr(attention, part, None) for part in PARTS]
         linear: list[Any] = [getattr(part, "base_layer", part) for part in parts]  # adapted or not
         if kinds[number] == "full_attention" and all(type(one) is torch.nn.Linear for one in linear):
-            heads = _heads(model, attention, linear[1].bias is not None)
-            known = linear[0].bias is None and heads > 0 and linear[0].out_features >= heads * int(attention.head_dim)
+            heads, normed = _heads(model, attention)
+            known = linear[0].bias is None and linear[1].bias is None and linear[0].out_features == linear[3].in_features
+            known = known and 0 < heads * int(attention.head_dim) <= linear[0].out_features
             known = known and scale_of(model.get_decoder().norm) is not None and all(map(_known, layers[number:]))
             sharing = linear[0].out_features // linear[1].out_features
-            return Place(number, int(attention.head_dim), sharing, heads) if known and (wanted == "all-linear" or set(PARTS) <= set(wanted)) else None
+            return Place(number, int(attention.head_dim), sharing, heads, normed) if known and (wanted == "all-linear" or set(PARTS) <= set(wanted)) else None
     return None
 
 
-def first_layer(model: Any, section: TuningSection) -> int:
-    """The first layer that is adapted: the recipe's, or for `auto` that of the heads that read, if the model can have them and a token to listen to them."""
-    if section.lora_first_layer != "auto":
-        return section.lora_first_layer
-    place = reading_place(model, section) if section.refusal_token is not None else None
-    return place.layer if place else 0
-
-
-def _heads(model: Any, attention: Any, biased_keys: bool) -> int:
-    """How many heads can get the job: a query of 0 has to stay 0, and one of 1 to be constant."""
+def _heads(model: Any, attention: Any) -> tuple[int, bool]:
+    """How many heads can get the job, and whether queries go through a norm."""
     children = dict(attention.named_children())
     norms = [children.pop(name) for name in ("q_norm", "k_norm") if name in children]
     if set(children) != set(PARTS) or list(attention.named_parameters(recurse=False)):
-        return 0
-    if any((scale := scale_of(norm)) is None or len(scale) != int(attention.head_dim) for norm in norms):
-        return 0
+        return 0, False
+    if norms:
+        alone = all((scale := scale_of(norm)) is not None and len(scale) == int(attention.head_dim) for norm in norms)
+        return int(alone and _halves(attention)), True
     capped = getattr(attention, "attn_logit_softcapping", None) is not None
-    return 1 if norms or capped or biased_keys or not _turns_halves(model, attention) else 2
+    return 2 if _turns_halves(model, attention) and not capped else 1, False
 
 
 def _turns_halves(model: Any, attention: Any) -> bool:
     """Whether rotary positions turn each component of a head's first half with its like of the second, the last ones the least."""
     turns = getattr(getattr(model.get_decoder(), "rotary_emb", None), "inv_freq", None)
+    return _halves(attention) and turns is not None and turns.shape == (int(attention.head_dim) // 2,) and bool(turns[-1] <= turns.min())
+
+
+def _halves(attention: Any) -> bool:
     halves = getattr(sys.modules[type(attention).__module__], "rotate_half", None)
-    if turns is None or halves is None or turns.shape != (int(attention.head_dim) // 2,) or turns[-1] > turns.min():
-        return False
-    return bool(torch.equal(halves(torch.arange(4.0)), torch.tensor([-2.0, -3.0, 0.0, 1.0])))
+    return halves is not None and bool(torch.equal(halves(torch.arange(4.0)), torch.tensor([-2.0, -3.0, 0.0, 1.0])))
 
 
 def _known(layer: Any) -> bool:
     parts = [getattr(getattr(layer, block, None), part, None) for _, block, names in _readers(layer) for part in names]
-    norms = [getattr(layer, norm, None) for norm, *_ in _readers(layer)] + ([getattr(layer, BEHIND, None)] if norm_behind(layer) else [])
-    return None not in parts and None not in map(scale_of, norms)
+    there = {name: part for name, part in layer.named_children() if type(part) is not torch.nn.Identity}
+    norms = there.keys() - {"self_attn", "mlp"}
+    return None not in parts and norms in (NORMS, FOUR_NORMS) and None not in [scale_of(there[name]) for name in norms]
 
 
 def _readers(layer: Any) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
     """What reads the residual stream in a layer: a norm, the block behind it, and the block's projections."""
-    before_mlp = BEFORE_MLP if hasattr(layer, BEFORE_MLP) else BEHIND
+    before_mlp = "pre_feedforward_layernorm" if norm_behind(layer) is not None else "post_attention_layernorm"
     return ("input_layernorm", "self_attn", ("q_proj", "k_proj", "v_proj")), (before_mlp, "mlp", ("gate_proj", "up_proj"))
 
 
 def norm_behind(layer: Any) -> Any:
     """The norm that what attention gives goes through before it is added to the stream; None where there is none."""
-    return getattr(layer, BEHIND, None) if hasattr(layer, BEFORE_MLP) else None
+    return layer.post_attention_layernorm if hasattr(layer, "pre_feedforward_layernorm") else None
 
 
 @torch.no_grad()
@@ -134,7 +134,8 @@ class Head:
     """What a head is to do.
 
     Its `number` in the layer; the direction that it reads, (size,); and how `loud` it writes that. It looks at a state as much as `looks` @ state says, as a
-    softmax does, whenever `steady` @ state is 1 where it looks from; None: at all alike.
+    softmax does, whenever `steady` @ state is 1 where it looks from; without `looks` at all alike, with a query of `steady` @ state where there is one (it
+    takes that for a norm), of 0 else.
     """
 
     number: int
@@ -164,12 +165,14 @@ def write_heads(attention: Any, size: int, heads: Sequence[Head], direction: tor
     for head in heads:
         mine, group = rows_of(head.number, size), head.number // sharing
         queries[mine] = 0
-        if head.looks is not None and head.steady is not None:
+        if head.steady is not None:
             for mate in range(group * sharing, (group + 1) * sharing):
                 queries[[mate * size + place for place in slowest]] = 0
             keys[[group * size + place for place in slowest]] = 0
+            queries[mine.start + slowest[0]] = head.steady
+        if head.looks is not None:
             asked = float(keys.norm(dim=1).mean() / head.looks.norm())  # so that the new keys are of the size of the old ones
-            queries[mine.start + slowest[0]] = head.steady / (asked * attention.scaling * turned**2)
+            queries[mine.start + slowest[0]] /= asked * attention.scaling * turned**2
             keys[group * size + slowest[0]] = asked * head.looks
         mates = [one for one in range(group * sharing, (group + 1) * sharing) if one not in [other.number for other in heads]]
         used = sum((outs[:, rows_of(mate, size)].T @ outs[:, rows_of(mate, size)] for mate in mates), torch.zeros(size, size, device=outs.device))
@@ -217,17 +220,19 @@ def unseen_direction(model: Any, spread: torch.Tensor, layer: int) -> torch.Tens
         spread: covariance of the states that enter the last norm, (size, size).
         layer: behind whose attention it is written.
     """
-    heeded = _heed(model.base_model.model.get_output_embeddings().weight, scale_of(model.base_model.model.get_decoder().norm))
+    heeded = _heed(model.base_model.model.get_output_embeddings().weight, model.base_model.model.get_decoder().norm)
     for number, one in enumerate(model.base_model.model.get_decoder().layers[layer:]):
         for norm, block, parts in _readers(one)[0 if number else 1 :]:  # what is in front of the writing does not see it
             for part in (getattr(getattr(one, block), name) for name in parts):
-                heeded += _heed(getattr(part, "base_layer", part).weight, scale_of(getattr(one, norm)))
+                heeded += _heed(getattr(part, "base_layer", part).weight, getattr(one, norm))
     found: torch.Tensor = torch.linalg.eigh(heeded + STILL * (spread / spread.diagonal().mean()).to(heeded.device)).eigenvectors[:, 0]
     return found
 
 
-def _heed(weight: torch.Tensor, norm: torch.Tensor | None) -> torch.Tensor:
+def _heed(weight: torch.Tensor, norm: Any) -> torch.Tensor:
     """The Gram matrix of a projection behind a norm, over the directions of what enters the norm, (size, size), scaled to a mean diagonal of 1."""
-    seen = weight.detach().float() * (1.0 if norm is None else norm)
+    scale = scale_of(norm)
+    assert scale is not None, "a place has known norms only"
+    seen = weight.detach().float() * scale
     found = seen.T @ seen
     return found / found.diagonal().mean()

@@ -26,7 +26,7 @@ from docward.tuning.packing import Compute, Group, fit_passes, pass_of
 
 C = 0.01  # inverse penalty of the logistic regression, on states of unit variance
 LOUD = 0.08  # spread of what is written, as a share of the state's length
-BESIDE = 0.25  # the same, in front of a norm, as a share of what attention gives at most: what is written takes from that
+BESIDE = 0.25  # where a norm stands behind attention: that spread is at most this share of the length of what attention gives, which it takes from
 FRAMES = 24  # directions of instructions and chat template that are not read
 ENOUGH = 100  # benign answers that show which heads are missed least
 SOME = 7  # one place in so many is kept, where all would be too many
@@ -120,12 +120,20 @@ def give_reading_heads(
         return None
     loud, direction = LOUD * read.length / float(score.std()), unseen_direction(model, read.last.covariance(), place.layer)
     if (behind := norm_behind(decoder.layers[place.layer])) is not None:
-        loud, direction = through_norm(loud, direction, scale_of(behind), read.given, BESIDE / float(score.std()))
+        scale = scale_of(behind)
+        assert scale is not None, "a place has known norms only"
+        loud, direction = through_norm(loud, direction, scale, read.given, BESIDE / float(score.std()))
+    turned = float(getattr(getattr(decoder, "rotary_emb", None), "attention_scaling", 1.0))
     least = missed(model, attention, place.size, passes, compute, progress).argsort().tolist()
-    heads = [Head(least[0], found[0], loud)]
+    steady = steady_direction([read.begins, read.inside]).to(direction.device)
+    if place.normed:  # as long as the head's queries were, so that rounding is small beside it
+        asks = attention.q_proj.weight.float()[rows_of(least[0], place.size)]
+        heads = [Head(least[0], found[0], loud, steady=steady * (asks @ read.begins.mean().float().to(asks.device)).norm())]
+    else:
+        heads = [Head(least[0], found[0], loud)]
     if place.heads > 1:
-        heads.append(Head(least[1], found[1], loud, looks, steady_direction([read.begins, read.inside]).to(looks.device)))
-    write_heads(attention, place.size, heads, direction, turned=float(getattr(decoder.rotary_emb, "attention_scaling", 1.0)))
+        heads.append(Head(least[1], found[1], loud, looks, steady))
+    write_heads(attention, place.size, heads, direction, turned=turned)
     states, rows = _answers(model, passes, compute, progress)
     return listening_direction(states, score[rows])
 
@@ -190,22 +198,23 @@ def _looked(model: Any, attention: Any, passes: Sequence[Sequence[Group]], compu
 
 
 def missed(model: Any, attention: Any, size: int, passes: Sequence[Sequence[Group]], compute: Compute, progress: Progress) -> torch.Tensor:
-    """What is left to be known of benign answers, in nats a token, where one head after the other says nothing, (heads,); from some ENOUGH answers."""
+    """The mean nll of benign answers, in nats a token, with one head after the other silent, (heads,); of at least ENOUGH, where there are so many."""
     benign = [sum(row.term != DEFENSE for group in one for row in group.rows) for one in passes]
     some = [one for one, count in zip(passes, benign, strict=True) if count]
     some = some[:: max(1, min(len(some) // 4, sum(benign) // ENOUGH))]
-    found = torch.zeros(attention.o_proj.in_features // size)
+    found, seen = torch.zeros(attention.o_proj.in_features // size), 0
     for done, one in enumerate(some):
         progress("which heads are missed least: passes", done, len(some))
         batch = _batch(model, one, compute)
         answers = torch.tensor([term != DEFENSE for term in batch["terms"]], device=model.device)
+        seen += int(answers.sum())
         for head in range(len(found)):
             silent = attention.o_proj.register_forward_pre_hook(lambda _, given, head=head: _without(given[0], rows_of(head, size)))
             try:
-                found[head] += example_nll(model, batch)[0][answers].sum().cpu() / sum(benign)
+                found[head] += example_nll(model, batch)[0][answers].sum().cpu()
             finally:
                 silent.remove()
-    return found
+    return found / max(1, seen)
 
 
 def _without(states: torch.Tensor, some: slice) -> torch.Tensor:
@@ -256,7 +265,7 @@ def listening_direction(states: torch.Tensor, score: torch.Tensor) -> torch.Tens
     return found.float().to(spread.device) / spread
 
 
-def through_norm(loud: float, direction: torch.Tensor, scale: torch.Tensor | None, given: float, most: float) -> tuple[float, torch.Tensor]:
+def through_norm(loud: float, direction: torch.Tensor, scale: torch.Tensor, given: float, most: float) -> tuple[float, torch.Tensor]:
     """How loud to write and along what, in front of a norm, so that behind it what is written stands along `direction`, nearly as loud as wanted.
 
     Nearly: the norm divides by the length of all that attention gives, which what is written adds to.
@@ -268,7 +277,6 @@ def through_norm(loud: float, direction: torch.Tensor, scale: torch.Tensor | Non
         given: the mean length of what attention gives.
         most: how loud it may be in front of the norm, as a share of that length.
     """
-    assert scale is not None
     before = direction / torch.where(scale.abs() < 0.05 * scale.abs().mean(), torch.inf, scale).to(direction.device)
     stretched = float(before.norm())
     wanted = loud * stretched * given / len(scale) ** 0.5

@@ -1,7 +1,7 @@
 """What a fit gives, before the first step or in place of all steps: the refusal token's row, and the heads that read for it.
 
 In: a model with a fresh adapter and the training rows. Out: a model whose refusal token has a margin over all others that tells malicious from benign training
-documents; steps, where the recipe has any, go on from there. Where the model's attention allows for it, two heads bring what the whole text says
+documents; steps, where the recipe has any, go on from there. Where the model's attention allows for it, heads bring what the whole text says
 (`reading_head.py`) and the row listens to that, besides telling where an answer begins from where it goes on; else the row is a logistic regression on the
 states where answers begin. Benign answers must not have the token at any place.
 A token as refusal score: Refusal Tokens, arXiv 2412.06748.
@@ -19,8 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from docward import processes
 from docward.models import Loaded
 from docward.recipe import TuningSection
-from docward.tuning.adapters import token_rows
-from docward.tuning.head_weights import reading_place
+from docward.tuning.adapters import can_begin_from_a_fit, reading_heads, token_rows
 from docward.tuning.losses import DEFENSE, forward_inputs
 from docward.tuning.packing import Compute, Group, fit_passes, pass_of
 from docward.tuning.reading_head import give_reading_heads
@@ -28,7 +27,6 @@ from docward.tuning.refusal_token import refusal_token_id
 
 MOST_ROWS = 600  # enough for a few hundred weights, and half a minute
 RIDGE = 100.0  # of the penalty, on states of unit variance (1 / C in scikit-learn)
-SCALED = ("logits_scaling", "logit_scale", "final_logit_softcapping")  # what a config has where logits are not states @ rows
 LATER = 4.0  # weight of all later places of a benign answer, beside its first: the token must not come up at any of them
 HEAT = 4.0  # log-odds are margins divided by it: the louder the row, the less the other tokens' own ups and downs decide, which tell nothing of intent
 
@@ -55,13 +53,12 @@ def begin_from_a_fit(
     """
     token = refusal_token_id(loaded, section.refusal_token)
     rows = token_rows(model)
-    config = loaded.model.config.get_text_config()
-    if token is None or not rows or any(getattr(config, name, None) not in (None, 1) for name in SCALED):
+    if token is None or not rows or not can_begin_from_a_fit(loaded, section):
         return False
-    place = reading_place(loaded.model, section)
+    _, place = reading_heads(loaded, section)
     if place is None:
         progress(
-            "no heads can be fitted to read (that takes plain attention, and LoRA on q_proj, k_proj, v_proj and o_proj without DoRA and dropout): "
+            "no heads can be fitted to read (that takes attention of a known kind, and LoRA on q_proj, k_proj, v_proj and o_proj without DoRA and dropout): "
             "the row alone is",
             0,
             0,

@@ -113,11 +113,10 @@ def tune(
     import torch
     from transformers import set_seed
 
-    from docward.tuning.adapters import prepare, save_tuned
+    from docward.tuning.adapters import prepare, reading_heads, save_tuned
     from docward.tuning.checkpoints import clear
     from docward.tuning.frozen import frozen_below
     from docward.tuning.fused import fused
-    from docward.tuning.head_weights import first_layer
     from docward.tuning.refusal_row import begin_from_a_fit
     from docward.tuning.sharing import shared_layout
 
@@ -137,7 +136,7 @@ def tune(
         if compute == "shared":
             stack.enter_context(shared_layout(model))
         stack.enter_context(fused(model))
-        first = 0 if processes.spread() else first_layer(loaded.model, section)  # no process has all the weights on its accelerator
+        first = 0 if processes.spread() else reading_heads(loaded, section)[0]  # no process has all the weights on its accelerator
         frozen = stack.enter_context(frozen_below(loaded, data, first, compute, progress))
         fitted = section.refusal_token is not None and not processes.spread() and begin_from_a_fit(loaded, model, data, section, compute, progress)
         if not section.num_train_epochs and not fitted:
