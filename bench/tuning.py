@@ -72,7 +72,8 @@ def model_of(name: str) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from docward.models import Loaded, best_device, default_dtype, load
+    from docward.devices import best_device, default_dtype
+    from docward.models import Loaded, load
 
     if not (Path(name) / "config.json").is_file() or any(Path(name).glob("*.safetensors")):
         return load(name)

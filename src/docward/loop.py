@@ -28,6 +28,7 @@ from docward.build import build_dataset
 from docward.dataset.disturbing import disturbed_copies
 from docward.dataset.saving import read_split
 from docward.dataset.surface import surface_weights
+from docward.devices import best_device
 from docward.documents.reading import general_instructions
 from docward.documents.sources import source_hash
 from docward.errors import DatasetError, RecipeError, RunError, UsageError
@@ -35,7 +36,7 @@ from docward.evaluation.baseline import surface_baseline
 from docward.evaluation.evaluating import Settings, compare, evaluate
 from docward.evaluation.likelihood import GeneralAnswer, read_general
 from docward.evaluation.utility import golds_of
-from docward.models import Loaded, best_device, is_adapter, load
+from docward.models import Loaded, is_adapter, load
 from docward.recipe import Recipe, Source, dump
 from docward.records import LOCK, held, read_rows, write_json, write_rows, write_text
 from docward.tasks import get_tasks, system_prompt

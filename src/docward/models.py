@@ -13,7 +13,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from docward import processes
+from docward.devices import best_device, default_dtype
 from docward.errors import ModelError, StorageError
 from docward.records import file_hash, text_hash, whole_folder
 
@@ -394,48 +393,6 @@ def _fingerprint(model: Any) -> str:
         f"{name}:{float(weight.detach().flatten()[:: max(1, weight.numel() // 997)].to(torch.float64).sum()):.6e}" for name, weight in model.named_parameters()
     ]
     return text_hash(str(model.dtype), *sums)
-
-
-PROBES = 15  # turns of a matrix product of each kind
-
-
-def best_device() -> str:
-    """`cuda` or another accelerator where there is one (this process's own, where a launcher started several), else `cpu`."""
-    import torch
-
-    if processes.spread() or processes.on_cpu():
-        return "cpu"
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if not found:
-        return "cpu"
-    return f"{found.type}:{processes.local_rank()}" if processes.count() > 1 else found.type
-
-
-def default_dtype(device: str) -> torch.dtype:
-    """bfloat16 where it is the faster one, else float32."""
-    import torch
-
-    return torch.bfloat16 if device != "cpu" or (processes.spread() and torch.accelerator.is_available()) or bf16_speedup() > 1.2 else torch.float32
-
-
-def bf16_speedup() -> float:
-    """How many times faster a bfloat16 matrix product is than a float32 one on this CPU; takes about 50 ms.
-
-    The best of several turns counts: other work on the machine only ever slows one down, and two processes of one run must find the same.
-    """
-    import torch
-
-    def operands(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.randn(64, 576).to(dtype), torch.randn(576, 576).to(dtype)
-
-    def seconds(left: torch.Tensor, right: torch.Tensor) -> float:
-        start = time.perf_counter()
-        left @ right
-        return time.perf_counter() - start
-
-    single, half = operands(torch.float32), operands(torch.bfloat16)
-    turns = [(seconds(*single), seconds(*half)) for _ in range(PROBES)]
-    return min(one for one, _ in turns) / min(other for _, other in turns)
 
 
 @contextmanager

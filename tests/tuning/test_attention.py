@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from docward.tuning.attention import FlashShared
+from docward.tuning.attention import FlashShared, without_gradients
 from docward.tuning.packing import Layout
-from docward.tuning.sharing import _plain
+from docward.tuning.sharing import _plain, shared_attention
 
 # Two documents: one with a prefix of more than one block of keys and branches of unlike lengths, one short and with a single branch.
 LAYOUT = Layout(((0, 600, ((600, 40), (640, 7), (647, 90))), (737, 20, ((757, 5),))))
@@ -36,3 +36,22 @@ def test_the_fast_attention_is_the_plain_one(dtype, scale, strength):
     pairs = [(found.detach(), wanted.detach()), *((a.grad, b.grad) for a, b in zip(fast, exact, strict=True))]
     apart = [float((a.double() - b).norm() / b.norm()) for a, b in pairs]
     assert max(apart) < TOLERANCE[dtype], apart
+
+
+@pytest.mark.parametrize("strength", [1.0, 3.0], ids=["even", "peaked"])
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+def test_without_gradients_it_is_the_plain_one_too(dtype, strength):
+    inputs = [states(heads, 64, strength=strength, seed=heads + place) for place, heads in enumerate((6, 2, 2))]
+    wanted = _plain(*inputs, LAYOUT, None, {"scale": 0.11, "dropout_p": 0.0}).transpose(1, 2)
+    found = without_gradients(*(one.to(dtype) for one in inputs), LAYOUT, 0.11)
+    assert float((found.double() - wanted).norm() / wanted.norm()) < TOLERANCE[dtype]
+
+
+def test_half_precision_takes_products_where_no_gradient_is_wanted(monkeypatch):
+    asked = []
+    monkeypatch.setattr("docward.tuning.attention.without_gradients", lambda query, *_: asked.append(query.dtype) or query)
+    for dtype in (torch.float32, torch.bfloat16):
+        inputs = [states(2, 64, strength=1.0, seed=place).to(dtype) for place in range(3)]
+        shared_attention(None, *inputs, None, layout=LAYOUT)
+        shared_attention(None, inputs[0].requires_grad_(), *inputs[1:], None, layout=LAYOUT)
+    assert asked == [torch.bfloat16]

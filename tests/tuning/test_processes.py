@@ -145,7 +145,7 @@ def probes(folder: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module", autouse=True)
 def float32() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("docward.models.bf16_speedup", lambda: 0.0)
+        patch.setattr("docward.devices.bf16_speedup", lambda: 0.0)
         patch.setattr("docward.tuning.probing.get_judge", lambda _: FlipJudge())
         yield
 

@@ -129,7 +129,7 @@ def _packages() -> list[Line]:
 def _machine() -> list[Line]:
     import psutil
 
-    from docward.models import best_device, bf16_speedup
+    from docward.devices import best_device, bf16_speedup
 
     memory = psutil.virtual_memory()
     device = best_device()

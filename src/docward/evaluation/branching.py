@@ -129,13 +129,16 @@ class Branches:
 def _attended(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, mask: torch.Tensor | None) -> torch.Tensor:
     """Attention of (1, heads, tokens, size); `mask` is what is added to scores, (tokens, keys), or None where each token sees those up to itself."""
     if query.device.type == "cpu" and query.dtype != torch.float32:
-        return _in_blocks(query, key, value, scale, mask)
+        return in_blocks(query, key, value, scale, mask)
     grouped = query.shape[1] > key.shape[1]
     return scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped)
 
 
-def _in_blocks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, mask: torch.Tensor | None) -> torch.Tensor:
-    """The same as plain matrix products of some tokens at a time, which a CPU does in half precision at twice the rate of its fused attention."""
+def in_blocks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, mask: torch.Tensor | None) -> torch.Tensor:
+    """Attention of (1, heads, tokens, size) as plain matrix products of some tokens at a time; `mask` as in `_attended`.
+
+    In half precision a CPU does these at twice the rate of its fused attention.
+    """
     (_, heads, tokens, size), groups = query.shape, key.shape[1]
     query = (query * scale).view(groups, -1, tokens, size)
     out = []

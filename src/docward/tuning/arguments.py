@@ -16,8 +16,9 @@ from typing import Any
 from transformers import TrainingArguments
 
 from docward import processes
+from docward.devices import best_device, default_dtype
 from docward.errors import RecipeError
-from docward.models import Loaded, best_device, default_dtype
+from docward.models import Loaded
 from docward.recipe import TuningSection
 
 SAME = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim", "logging_steps", "save_steps", "report_to")

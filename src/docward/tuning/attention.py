@@ -3,7 +3,7 @@
 In: queries, keys and values of a shared pass and its layout. Out: what the plain path of `sharing.shared_attention` gives. All branches of a document read its
 prefix in one call without a mask, each reads itself in a small causal one, and the two are joined by their log-sum-exps; the backward parts, given the joined
 output, then give the exact gradients of each (the identity that ring attention rests on, arXiv 2310.01889). The kernel goes backward in float32 and float64;
-in bfloat16, where it is slow, matrix products do (`_by_products`).
+in bfloat16, where it is slow, matrix products do (`_by_products`), and where no gradient is wanted all of it is products (`without_gradients`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from docward.evaluation.branching import in_blocks
 from docward.tuning.packing import Layout
 
 Span = slice
@@ -84,6 +85,20 @@ class FlashShared(torch.autograd.Function):
         found = (_by_products if query.dtype.itemsize < 4 else _by_kernel)(given, _parts(ctx.layout))
         grouped = (states.view(1, key.shape[1], repeats, *key.shape[2:]).sum(2) if repeats > 1 else states for states in found[1:])
         return found[0], *grouped, None, None
+
+
+def without_gradients(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scale: float) -> torch.Tensor:
+    """What `FlashShared` gives, as the evaluation reads documents: by plain products, in half precision faster on a CPU."""
+    out = torch.empty_like(query)
+    for start, prefix, branches in layout.documents:
+        head = slice(start, start + prefix)
+        out[:, :, head] = in_blocks(query[:, :, head], key[:, :, head], value[:, :, head], scale, None)
+        for branch, own in branches:
+            mine = slice(branch, branch + own)
+            keys, values = (torch.cat([states[:, :, head], states[:, :, mine]], 2) for states in (key, value))
+            unseen = torch.full((own, own), -torch.inf, dtype=query.dtype).triu_(1)
+            out[:, :, mine] = in_blocks(query[:, :, mine], keys, values, scale, torch.cat([unseen.new_zeros(own, prefix), unseen], 1))
+    return out
 
 
 def _by_kernel(given: Given, parts: Parts) -> Found:

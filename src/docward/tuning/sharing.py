@@ -65,6 +65,8 @@ def shared_attention(
         raise NotImplementedError(f"its attention has {' and '.join(wanted)}")
     query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves what was rotated in float32
     if not dropout and not _outgrown(layout, sliding_window) and flash.available(query):
+        if query.dtype.itemsize < 4 and not (query.requires_grad or key.requires_grad or value.requires_grad):
+            return flash.without_gradients(query, key, value, layout, scaling or query.shape[-1] ** -0.5).transpose(1, 2), None
         joined: torch.Tensor = flash.FlashShared.apply(query, key, value, layout, scaling or query.shape[-1] ** -0.5)  # type: ignore[no-untyped-call]
         return joined.transpose(1, 2), None
     return _plain(query, key, value, layout, sliding_window, {"scale": scaling, "dropout_p": dropout}), None

@@ -71,7 +71,8 @@ class ClassifierJudge:
     def _loaded(self) -> tuple[Any, Any, int, int]:
         """Model, tokenizer, the number of the label that means refusal, the longest text in tokens."""
         if self._made is None:
-            from docward.models import best_device, context_of
+            from docward.devices import best_device
+            from docward.models import context_of
 
             model, tokenizer = _load(self._place)
             refusal = refusal_label(model.config.id2label, self._label, where=self.name)

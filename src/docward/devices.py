@@ -1,0 +1,55 @@
+"""Where a model runs here, and in which precision.
+
+In: nothing, this machine is looked at. Out: the name of a device, and a dtype.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from docward import processes
+
+if TYPE_CHECKING:
+    import torch
+
+PROBES = 15  # turns of a matrix product of each kind
+
+
+def best_device() -> str:
+    """`cuda` or another accelerator where there is one (this process's own, where a launcher started several), else `cpu`."""
+    import torch
+
+    if processes.spread() or processes.on_cpu():
+        return "cpu"
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if not found:
+        return "cpu"
+    return f"{found.type}:{processes.local_rank()}" if processes.count() > 1 else found.type
+
+
+def default_dtype(device: str) -> torch.dtype:
+    """bfloat16 where it is the faster one, else float32."""
+    import torch
+
+    return torch.bfloat16 if device != "cpu" or (processes.spread() and torch.accelerator.is_available()) or bf16_speedup() > 1.2 else torch.float32
+
+
+def bf16_speedup() -> float:
+    """How many times faster a bfloat16 matrix product is than a float32 one on this CPU; takes about 50 ms.
+
+    The best of several turns counts: other work on the machine only ever slows one down, and two processes of one run must find the same.
+    """
+    import torch
+
+    def operands(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.randn(64, 576).to(dtype), torch.randn(576, 576).to(dtype)
+
+    def seconds(left: torch.Tensor, right: torch.Tensor) -> float:
+        start = time.perf_counter()
+        left @ right
+        return time.perf_counter() - start
+
+    single, half = operands(torch.float32), operands(torch.bfloat16)
+    turns = [(seconds(*single), seconds(*half)) for _ in range(PROBES)]
+    return min(one for one, _ in turns) / min(other for _, other in turns)
