@@ -112,6 +112,14 @@ def test_where_no_limit_is_known_it_is_said_what_to_do_and_other_questions_are_a
     assert len(server.requests) == 2
 
 
+def test_a_server_that_neither_counts_nor_refuses_gets_so_many_characters(server):
+    (answer,) = asked(server, (DOCUMENT, INSTRUCTION), max_length=200)
+    assert isinstance(answer, Answer)
+    assert 0.8 * 4 * (200 - REPLY) < len(last(server)) <= 4 * (200 - REPLY) + 3
+    assert INSTRUCTION in last(server)
+    assert answer.dropped
+
+
 def test_an_instruction_that_is_too_long_alone_is_a_failure_and_not_asked_for_ever(server):
     server.context, server.refuses, server.counts = CONTEXT, vllm, True
     (failure,) = asked(server, ("A short note.", " ".join(WORDS[:500])))

@@ -57,4 +57,4 @@ def kept(characters: int, text: int, found: TooLong, limit: int) -> int:
     if not found.asked or found.asked <= limit:
         return int(characters * LESS)
     excess = (found.asked - limit) * text / found.asked
-    return max(0, characters - int(excess * SPARE) - 1)
+    return max(0, characters - int(excess * SPARE) - 1, int((characters - excess) * LESS))

@@ -117,8 +117,9 @@ class Server:
     ) -> Iterator[list[Answer | Failure]]:
         """Ask with `concurrency` questions always on their way, begun in the order given; yields what has come since the last time.
 
-        A document that is too long, for `max_length` tokens with the reply's or for the server's own limit, is cut in its middle until it fits. Ends early,
-        without a word on the questions not yet asked, where the server cannot be reached or answers nothing any more.
+        A document that is too long, for `max_length` tokens with the reply's or for the server's own limit, is cut in its middle until it fits; a token
+        counts as LETTERS characters where a server neither counts nor refuses. Ends early, without a word on the questions not yet asked, where the server
+        cannot be reached or answers nothing any more.
 
         Raises:
             ModelError: the server knows no such model, or the key is wrong.
@@ -183,8 +184,9 @@ class Server:
         """One question, its document cut as often as it is too long."""
         now, keep, density = question, len(question.document), 1 / LETTERS  # in tokens a character
         said = self._answer(now, how, stop)
+        letters = None if isinstance(said, Failure) else LETTERS  # a server that has refused refuses again
         for _ in range(CUTS):
-            found = _too_long(said, int(how["max_tokens"]), max_length)
+            found = _too_long(said, len(now.text), int(how["max_tokens"]), max_length, letters)
             if not found or not question.document:
                 break
             limit = min((one for one in (max_length, found.limit, self._limit) if one), default=None)
@@ -313,12 +315,12 @@ class Server:
         return text.replace(self._key, "[OPENAI_API_KEY]") if len(self._key) >= SECRET else text
 
 
-def _too_long(said: Answer | Failure, reply: int, max_length: int | None) -> TooLong | None:
-    """Whether a prompt is too long, by the server's word or by its count of an answered one."""
+def _too_long(said: Answer | Failure, text: int, reply: int, max_length: int | None, letters: int | None) -> TooLong | None:
+    """Whether a prompt of so many characters is too long, by the server's word, by its count of an answered one, or by so many letters a token."""
     if isinstance(said, Failure):
         return said.too_long
-    asked = (said.prompt_tokens or 0) + reply
-    return TooLong(asked=asked) if max_length and said.prompt_tokens and asked > max_length else None
+    prompt = said.prompt_tokens or (text // letters if letters else 0)
+    return TooLong(asked=prompt + reply) if max_length and prompt and prompt + reply > max_length else None
 
 
 def _checked(base_url: str) -> str:
