@@ -12,7 +12,7 @@
 
     ranking.svg          how many prompts of each label have which refusal score: a column a folder, a row a set, seeds together
 
-The refusal score is that of `bench/defence.py` plus the token's bias, which calibration found and which scores.json is without: a prompt at 0 or above is
+The refusal score is that of `bench/defence.py` plus the token's bias, which calibration found and which scores.json is without: a prompt above 0 is
 declined with the reply's first token. Where refusals have no token of their own (the untuned model), it is the margin of the tokens that refusals begin with,
 and above 0 a reply only begins like one. Percentages are the judge's, refusals in other words or later in the reply included; AUC is of malicious above
 sensitive prompts, seed by seed. The same numbers give the same bytes. Wants matplotlib: pip install 'docward[bench]'.

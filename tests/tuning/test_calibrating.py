@@ -16,6 +16,7 @@ from docward.records import read_rows, write_rows
 from docward.rendering import render
 from docward.serving.exporting import export
 from docward.tasks import get_tasks
+from docward.tuning import calibrating
 from docward.tuning.adapters import prepare, refusal_starts, token_rows
 from docward.tuning.calibrating import PLACE, bias_for, calibrate, margins
 from docward.tuning.refusal_token import WORDS, refusal_token_id
@@ -54,6 +55,16 @@ def test_the_highest_bias_is_taken_that_refuses_no_more_than_the_share():
         bias = bias_for(values, share)
         assert sum(value + bias > 0 for value in values) == refused, share
     assert bias_for(values, 0.25) == -1.0
+
+
+def test_no_prompt_of_those_it_is_set_on_ties(with_token, tmp_path, monkeypatch):
+    """Logits of 16 bits lie an eighth apart, and where two are alike the token with the lower id is chosen."""
+    loaded = load(str(with_token), dtype="float32")
+    coarse = [(label, value) for label in Label for value in (0.125, 0.25, 0.25, 0.25, 0.375)]
+    monkeypatch.setattr(calibrating, "margins", lambda *_: coarse)
+    report = calibrate(loaded, [], Settings(tuple(get_tasks(TASKS))), token=7, max_over_refusal=0.4, folder=tmp_path)
+    assert report["bias"] == pytest.approx(-0.251)
+    assert report["sensitive"] == {"prompts": 5, "refused_before": 1.0, "refused": 0.2}
 
 
 def test_margins_are_those_of_one_plain_prompt_at_a_time(with_token):

@@ -69,12 +69,12 @@ def calibrate(
     report: dict[str, Any] = {
         "token": str(loaded.tokenizer.convert_ids_to_tokens(token)),
         "id": token,
-        "bias": floor(1000 * bias) / 1000,
+        "bias": floor(1000 * bias - 1) / 1000,  # a little less: a tie goes to the token with the lower id, and logits of 16 bits often tie
         "max_over_refusal": max_over_refusal,
     }
     for label in Label:
         if values := [value for one, value in found if one == label]:
-            shares = [sum(value + added > 0 for value in values) / len(values) for added in (0.0, report["bias"])]
+            shares = [sum(value + added >= 0 for value in values) / len(values) for added in (0.0, report["bias"])]
             report[label.value] = {"prompts": len(values), "refused_before": round(shares[0], 4), "refused": round(shares[1], 4)}
     config: Any = loaded.model.generation_config
     config.sequence_bias = [[[token], float(report["bias"])]]
