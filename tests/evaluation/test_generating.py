@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from docward.evaluation import branching
-from docward.evaluation.generating import Generated, Prompt, can_share, common_prefix, generate
+from docward.evaluation.generating import Generated, Prompt, Sampler, can_share, common_prefix, generate
 from docward.models import Loaded
 from docward.tasks import TASKS, document_for
 from docward.types import Position
@@ -130,3 +130,10 @@ def test_attention_in_blocks_is_attention(dtype, near, causal):
     found = branching._in_blocks(query, key, value, 0.3, mask if mask is None else mask.to(dtype))
     assert found.dtype == dtype
     torch.testing.assert_close(found.float(), exact, atol=near, rtol=near)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_bias_is_not_rounded_to_the_steps_of_logits(dtype):
+    logits = torch.tensor([[20.25, 20.0], [20.5, 20.0]], dtype=dtype)
+    assert Sampler(biases={0: -0.251}).choose(logits).tolist() == [1, 0]
+    assert logits[0, 0] == 20.25  # they are the caller's

@@ -260,14 +260,13 @@ class Sampler:
         return GREEDY | {"do_sample": True, "temperature": self.temperature, "top_p": 1.0, "top_k": 0} if self.temperature else GREEDY
 
     def choose(self, logits: torch.Tensor) -> torch.Tensor:
-        """(rows, vocabulary) to (rows,)."""
-        if self.biases:
-            logits = logits.clone()
-            for token, bias in self.biases.items():
-                logits[:, token] += bias
+        """(rows, vocabulary) to (rows,); in float32, where a bias is not rounded away (and the likeliest is found several times faster on a CPU)."""
+        wide = logits.float() if logits.dtype.itemsize < 4 else logits.clone()
+        for token, bias in self.biases.items():
+            wide[:, token] += bias
         if not self.temperature:
-            return logits.float().argmax(-1)  # several times faster on a CPU than in half precision, and the same
-        return (logits.float() / self.temperature).softmax(-1).multinomial(1)[:, 0]
+            return wide.argmax(-1)
+        return (wide / self.temperature).softmax(-1).multinomial(1)[:, 0]
 
 
 def _sampler(temperature: float, seed: str, biases: Mapping[int, float]) -> Sampler:

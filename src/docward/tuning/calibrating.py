@@ -35,7 +35,7 @@ def margins(loaded: Loaded, documents: Sequence[Document], settings: Settings, t
 
 
 def bias_for(values: Sequence[float], share: float) -> float:
-    """The highest logit bias at which at most `share` of prompts with these margins is refused (refused: margin + bias > 0)."""
+    """The highest logit bias at which at most `share` of prompts with these margins is refused (refused: margin + bias > 0; at 0 two tokens tie)."""
     ordered = sorted(values, reverse=True)
     allowed = int(share * len(ordered))
     return -ordered[allowed] if allowed < len(ordered) else 0.0

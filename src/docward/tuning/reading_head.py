@@ -198,7 +198,7 @@ def _looked(model: Any, attention: Any, passes: Sequence[Sequence[Group]], compu
 
 
 def missed(model: Any, attention: Any, size: int, passes: Sequence[Sequence[Group]], compute: Compute, progress: Progress) -> torch.Tensor:
-    """The mean nll of benign answers, in nats a token, with one head after the other silent, (heads,); of at least ENOUGH, where there are so many."""
+    """The mean nll of benign answers, in nats a token, with one head after the other silent, (heads,); of about ENOUGH, or all."""
     benign = [sum(row.term != DEFENSE for group in one for row in group.rows) for one in passes]
     some = [one for one, count in zip(passes, benign, strict=True) if count]
     some = some[:: max(1, min(len(some) // 4, sum(benign) // ENOUGH))]
