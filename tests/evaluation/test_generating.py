@@ -127,7 +127,7 @@ def test_attention_in_blocks_is_attention(dtype, near, causal):
     exact = torch.nn.functional.scaled_dot_product_attention(
         query.float(), key.float(), value.float(), attn_mask=mask, is_causal=causal, scale=0.3, enable_gqa=True
     )
-    found = branching._in_blocks(query, key, value, 0.3, mask if mask is None else mask.to(dtype))
+    found = branching.in_blocks(query, key, value, 0.3, mask if mask is None else mask.to(dtype))
     assert found.dtype == dtype
     torch.testing.assert_close(found.float(), exact, atol=near, rtol=near)
 
