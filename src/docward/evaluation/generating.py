@@ -261,7 +261,9 @@ class Sampler:
 
     def choose(self, logits: torch.Tensor) -> torch.Tensor:
         """(rows, vocabulary) to (rows,); in float32, where a bias is not rounded away (and the likeliest is found several times faster on a CPU)."""
-        wide = logits.float() if logits.dtype.itemsize < 4 else logits.clone()
+        wide = logits.float()
+        if self.biases and wide is logits:
+            wide = logits.clone()
         for token, bias in self.biases.items():
             wide[:, token] += bias
         if not self.temperature:
