@@ -5,13 +5,14 @@
 Same model, prompts and dtype for all, each in a process of its own; greedy replies of 32 new tokens, but for the paper's:
 
     shared      docward: a document's keys and values once, its branches together, several documents a batch
+    verdicts    the same where only verdicts are wanted: a reply is cut where its verdict is settled
     generate    transformers' generate on padded batches of `--rows` prompts in the order of documents
     continuous  transformers' continuous batching (`generate_batch`)
     paper       the published script: one prompt at a time, 4 beams, 128 new tokens; on the first document's prompts only
 
 Prompts a second (rendering, padding and decoding of tokens counted, loading not), peak memory of the process, and how many replies are those of `generate` to
-the letter (in float32 all should be: bfloat16 rounds differently where sums are taken in another order). `--quick` is 600 tokens and five tasks. The last line
-is JSON, for the first length.
+the letter, of `verdicts` how many those begin with (in float32 all should be: bfloat16 rounds differently where sums are taken in another order). `--quick` is
+three documents and no `continuous`. The last line is JSON: what is found at the first length, and under `lengths` at the others.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from typing import Any
 
 from tuning import documents, model_of, peak
 
-CONTESTANTS = ("generate", "shared", "continuous", "paper")
+CONTESTANTS = ("generate", "shared", "verdicts", "continuous", "paper")
+QUICK = 3  # documents
 NEW = 32  # tokens a reply
 PATIENCE = 600  # seconds
 PAPER = {"num_beams": 4, "do_sample": False, "max_new_tokens": 128}  # of github.com/FYYFU/safety-defense, as the paper has it
@@ -47,6 +49,17 @@ def shared(loaded: Any, asked: list[Any], rows: int) -> dict[str, str]:
     from docward.evaluation.generating import generate
 
     return {one.key: one.text for batch in generate(loaded, asked, max_new_tokens=NEW) for one in batch}
+
+
+def verdicts(loaded: Any, asked: list[Any], rows: int) -> dict[str, str]:
+    """Docward's own, as far as verdicts want."""
+    from docward.evaluation.generating import Prompt, generate
+    from docward.evaluation.judges import is_settled
+
+    def enough(prompt: Prompt, said: str) -> bool:
+        return is_settled(said, document=prompt.document, instruction=prompt.instruction)
+
+    return {one.key: one.text for batch in generate(loaded, asked, max_new_tokens=NEW, enough=enough) for one in batch}
 
 
 def rendered(loaded: Any, asked: list[Any]) -> list[list[int]]:
@@ -97,7 +110,7 @@ def worker(model: str, name: str, length: int, tasks: int, count: int, rows: int
     asked = prompts(loaded.tokenizer, length, tasks, count)
     if name == "paper":
         asked = asked[:tasks]
-    answer = {"shared": shared, "generate": generate, "continuous": continuous, "paper": paper}[name]
+    answer = {"shared": shared, "verdicts": verdicts, "generate": generate, "continuous": continuous, "paper": paper}[name]
     answer(loaded, prompts(loaded.tokenizer, 50, tasks, 1)[:2], rows)  # what is done once in a process is not counted
     start = time.perf_counter()
     replies = answer(loaded, asked, rows)
@@ -119,10 +132,30 @@ def measured(given: argparse.Namespace, name: str, length: int, tasks: int) -> d
     return found | {"rate": found["prompts"] / found["seconds"]}
 
 
-def main() -> None:
-    """Measure and print."""
+def agreeing(name: str, replies: dict[str, str], theirs: dict[str, str]) -> int:
+    """How many replies are those of `generate`; of `verdicts`, how many those begin with."""
+    if name == "verdicts":
+        return sum(theirs[key].startswith(text.rstrip("\ufffd")) for key, text in replies.items())  # a letter may be cut in two
+    return sum(text == theirs[key] for key, text in replies.items())
+
+
+def figures(at: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What the JSON line says of one length."""
+    if "shared" not in at:
+        return {}
+    found = {f"speedup_vs_{name}": round(at["shared"]["rate"] / one["rate"], 2) for name, one in at.items() if name not in ("shared", "verdicts")}
+    found |= {"prompts_per_second": round(at["shared"]["rate"], 3), "dtype": at["shared"]["dtype"]}
+    if "verdicts" in at:
+        found["speedup_of_verdicts"] = round(at["verdicts"]["rate"] / at["shared"]["rate"], 2)
+    if "generate" in at:
+        found["memory_vs_generate"] = round(at["shared"]["mib"] / at["generate"]["mib"], 3)
+    return found
+
+
+def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="600 tokens, five tasks")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK} documents, no `continuous`")
     parser.add_argument("--lengths", type=int, nargs="+", default=[600])
     parser.add_argument("--tasks", type=int, default=5)
     parser.add_argument("--documents", type=int, default=12)
@@ -131,13 +164,19 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--float32", action="store_true", help="in float32, where replies must be the same")
     parser.add_argument("--worker", nargs=7, help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
+    if given.quick:
+        given.documents, given.contestants = QUICK, [name for name in given.contestants if name != "continuous"]
+    return given
+
+
+def main() -> None:
+    """Measure and print."""
+    given = parsed()
     if given.worker:
         model, name, length, tasks, count, rows, dtype = given.worker
         worker(model, name, int(length), int(tasks), int(count), int(rows), dtype)
         return
-    if given.quick:
-        given.lengths, given.tasks = [600], 5
     print("tokens   K  contestant   prompts/s      MiB  replies as generate's")
     ended = {(length, name): measured(given, name, length, given.tasks) for length in given.lengths for name in given.contestants}
     found = {place: one for place, one in ended.items() if one}
@@ -145,17 +184,11 @@ def main() -> None:
         print(f"{length:>6} {given.tasks:>3}  {name:<11} did not end within {PATIENCE} s")
     for (length, name), one in found.items():
         theirs = found.get((length, "generate"), one)["replies"]
-        same = sum(one["replies"][key] == theirs[key] for key in one["replies"])
-        agree = f"{same}/{len(one['replies'])}" if name != "paper" else ""
+        agree = f"{agreeing(name, one['replies'], theirs)}/{len(one['replies'])}" if name != "paper" else ""
         print(f"{length:>6} {given.tasks:>3}  {name:<11} {one['rate']:>10.3f} {one['mib']:>8,}  {agree:<10} {one['dtype']}")
-    at = {name: one for (length, name), one in found.items() if length == given.lengths[0]}
-    figures: dict[str, Any] = {}
-    if "shared" in at:
-        figures = {f"speedup_vs_{name}": round(at["shared"]["rate"] / one["rate"], 2) for name, one in at.items() if name != "shared"}
-        figures |= {"prompts_per_second": round(at["shared"]["rate"], 3), "dtype": at["shared"]["dtype"]}
-        if "generate" in at:
-            figures["memory_vs_generate"] = round(at["shared"]["mib"] / at["generate"]["mib"], 3)
-    print(json.dumps(figures))
+    told = {length: figures({name: one for (where, name), one in found.items() if where == length}) for length in given.lengths}
+    first, *others = given.lengths
+    print(json.dumps(told[first] | ({"lengths": {length: told[length] for length in others}} if others else {})))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 
 from docward.models import ALIASES, Loaded, cache_dir, load
 from serving_stub import ChatServer
-from tiny import save_tiny_model, some_documents
+from tiny import NO, save_tiny_model, some_documents
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,6 +31,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def with_token(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that has a special token to spare."""
+    return save_tiny_model(tmp_path_factory.mktemp("with-token"), spare=[NO])
 
 
 @pytest.fixture

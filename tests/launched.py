@@ -18,10 +18,6 @@ from docward.records import text_hash
 from docward.types import Outcome, Reply, Verdict
 
 
-class Held(BaseException):
-    """Ends a run in this process as a kill would: nothing on disk is tidied up."""
-
-
 def hold(at: int, held: Any) -> None:
     """Call `held` before the step after step `at`."""
     from docward.tuning.trainer import DefenseTrainer

@@ -7,14 +7,44 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Lock, Thread
 from typing import Any
 
-STATUS = {"500": 500, "401": 401, "404": 404, "400": 400, "429": 429}
+STATUS = {"500": 500, "401": 401, "403": 403, "404": 404, "400": 400, "422": 422, "429": 429}
+
+
+def newer_openai(asked: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
+    """OpenAI's reasoning models, in their own words."""
+    if "max_tokens" in asked:
+        said = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+        return 400, {"error": {"message": said, "type": "invalid_request_error", "param": "max_tokens", "code": "unsupported_parameter"}}
+    if asked.get("temperature", 1) != 1:
+        said = "Unsupported value: 'temperature' does not support 0.0 with this model. Only the default (1) value is supported."
+        return 400, {"error": {"message": said, "type": "invalid_request_error", "param": "temperature", "code": "unsupported_value"}}
+    return None
+
+
+def strict(asked: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
+    """FastAPI with a model that forbids what it does not know; its error repeats what was sent."""
+    wrong = {"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted", "input": asked.get("seed")}
+    return (422, {"detail": [wrong]}) if "seed" in asked else None
+
+
+def strict_within(asked: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
+    """The same as Mistral's servers wrap it."""
+    refused = strict(asked)
+    return refused and (refused[0], {"object": "error", "message": refused[1], "type": "invalid_request_error"})
+
+
+def strictest(asked: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
+    """All of it, one after the other."""
+    return newer_openai(asked) or strict(asked)
 
 
 class ChatServer:
     """Answers with `replies` in turn, or with what `says` makes of a request; requests number `after` to `until` meet its `trouble`.
 
-    Troubles: `500`, `400`, `401`, `404`, `429` (with `retry_after`), `nonsense`, `no choices`, `no text`, `cut` (the connection ends in the middle), `hang`,
-    `drip` (a blank every tenth of a second, for ever). Every error says `words`. `most` is how many requests were there at once.
+    Troubles: a status in STATUS (`429` with `retry_after`), `nonsense`, `no choices`, `no text`, `cut` (the connection ends in the middle), `hang`, `drip` (a
+    blank every tenth of a second, for ever). Every error says `words`. `most` is how many requests were there at once.
+
+    It `objects` to a request by a function that gives the status and body of an error, or None; it holds an answer back where `filters` says so of a request.
 
     A word is a token to it. With a `context` it refuses what does not fit, in the words of `refuses` (a function of context, prompt and reply tokens that
     gives the error's body); with `counts` it says how many a prompt had; `states` is what its list of models says of the context.
@@ -27,6 +57,8 @@ class ChatServer:
         self.context = self.states = 0
         self.counts = False
         self.refuses: Any = None
+        self.objects: Any = lambda asked: None
+        self.filters: Any = lambda asked: False
         self.keys: list[str] = []
         self.here = self.most = 0
         self.closing = Event()
@@ -91,12 +123,16 @@ class ChatServer:
             return STATUS[trouble], json.dumps({"error": {"message": self.words.format(key=self.keys[number])}}).encode()
         if trouble in ("nonsense", "no choices"):
             return 200, {"nonsense": b"<html>", "no choices": b'{"choices": []}'}[trouble]
+        if objection := self.objects(asked):
+            return objection[0], json.dumps(objection[1]).encode()
         tokens = sum(len(message["content"].split()) for message in asked["messages"])
         if self.context and tokens + asked["max_tokens"] > self.context:
             return 400, json.dumps({"error": self.refuses(self.context, tokens, asked["max_tokens"])}).encode()
         text = self.says(asked) if self.says else self.replies[number % len(self.replies)]
         message = {"role": "assistant", "content": [1] if trouble == "no text" else text.format(key=self.keys[number])}
-        choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+        if held_back := self.filters(asked):
+            message["content"] = "The beginning of"
+        choices = [{"index": 0, "message": message, "finish_reason": "content_filter" if held_back else "stop"}]
         usage = {"usage": {"prompt_tokens": tokens, "completion_tokens": 1, "total_tokens": tokens + 1}} if self.counts else {}
         return 200, json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "big", "choices": choices, **usage}).encode()
 

@@ -267,6 +267,14 @@ def test_answers_of_a_server_are_the_benign_answers(built, tmp_path, server):
     assert {one.response for one in examples(tmp_path / "run") if one.origin == "teacher"} == {"It is a short note."}
 
 
+def test_what_a_teacher_s_server_withholds_is_dropped_and_the_build_goes_on(built, tmp_path, server):
+    server.replies = ["It is a short note."]
+    server.filters = lambda asked: "bake" in asked["messages"][-1]["content"]
+    audit = built(some_documents(), answers="teacher", teacher={"model_name_or_path": "big", "base_url": server.url}, tasks=["summarize"], general=0)
+    assert {one.response for one in examples(tmp_path / "run") if one.origin == "teacher"} == {"It is a short note."}
+    assert sum(audit["dropped_examples"]["summarize"].values()) > 0
+
+
 @pytest.mark.parametrize("trouble", ["500", "nonsense", "no choices"])
 def test_a_server_in_trouble_ends_the_build_with_one_error_and_what_was_answered_is_kept(built, server, monkeypatch, trouble):
     monkeypatch.setattr(servers, "RETRIES", 0)

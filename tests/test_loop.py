@@ -8,11 +8,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from docward.errors import DocumentError, RunError
 from docward.loop import Run, _probe, open_run, run_loop, tune
 from docward.loop import test_documents as under_test
-from docward.recipe import Recipe
+from docward.recipe import Recipe, load_recipe
 from docward.records import read_rows, write_rows
 from docward.types import Document, Label, Reply, Split
 from killed import kill_when, started
@@ -105,6 +106,69 @@ def test_disturbed_copies_are_tuned_on_beside_what_the_dataset_holds(whole, tiny
     assert bool(seen[len(held) :]) == bool(share)
     assert any(one.id.endswith(f"|{AMONG}") for one in seen) == (not epochs)  # their answers are not to be learned
     assert {one.document_id for one in seen} == {one.document_id for one in held}
+
+
+def begun(whole: Path, target: Path) -> Path:
+    """A copy of a run as it was before it was tuned."""
+    gone = shutil.ignore_patterns("adapter", "training.jsonl", "defended", "metrics.json", "report.html")
+    return Path(shutil.copytree(whole, target, ignore=gone))
+
+
+def test_the_weights_that_susceptibility_gave_the_tasks_are_those_of_the_loss(whole, tiny_folder, tmp_path):
+    run, documents = whole
+    shares = {"summarize": 0.75, "sentiment": 0.25}
+    losses = {}
+    for name, weights in {"both": shares, **{task: {task: 1.0} for task in shares}}.items():
+        folder = begun(run, tmp_path / name)
+        audit = folder / "dataset" / "audit.json"
+        audit.write_text(json.dumps(json.loads(audit.read_text()) | {"task_weights": weights}))
+        one_step = {"num_train_epochs": 1, "per_device_train_batch_size": 1000, "max_length": 512, "general_weight": 0}
+        tune(Run(recipe(tiny_folder, documents, tuning=one_step), folder))
+        [row] = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
+        losses[name] = row["loss"] / row["examples"]  # a step divides by its nominal size, whatever it holds
+    assert losses["both"] == pytest.approx(sum(share * losses[task] for task, share in shares.items()), rel=1e-4)
+    assert losses["summarize"] != pytest.approx(losses["sentiment"], rel=1e-3)
+
+
+def test_how_tuning_is_divided_may_change_in_the_middle_of_a_run_and_nothing_else(whole, tiny_folder, tmp_path, monkeypatch):
+    from docward.tuning.trainer import DefenseTrainer
+
+    run, documents = whole
+    target = begun(run, tmp_path / "run")
+    tuning = recipe(tiny_folder, documents).tuning.model_dump()
+    smaller = recipe(tiny_folder, documents, tuning=tuning | {"max_batch_tokens": 1024, "save_steps": 3})
+    step, bounds = DefenseTrainer.training_step, []
+
+    def training_step(self, *given):
+        bounds.append(self.steps.most)
+        if self.state.global_step == 2 and self.steps.most > 1024:
+            raise torch.OutOfMemoryError("out of memory")
+        return step(self, *given)
+
+    monkeypatch.setattr(DefenseTrainer, "training_step", training_step)
+    with pytest.raises(torch.OutOfMemoryError):
+        run_loop(recipe(tiny_folder, documents), target)
+    with pytest.raises(RunError, match=r"holds another recipe's run \(tuning\.lora_r: 8 there, 4 now\)"):
+        run_loop(recipe(tiny_folder, documents, tuning=tuning | {"max_batch_tokens": 1024, "lora_r": 4}), target)
+    assert load_recipe(target / "recipe.yaml") == recipe(tiny_folder, documents), "what is refused changes nothing"
+    run_loop(smaller, target)
+    rows = [json.loads(line) for line in (target / "training.jsonl").read_text().splitlines()]
+    assert bounds == [2048] * 3 + [1024] * (rows[-1]["step"] - 2), "it went on from the checkpoint"
+    assert load_recipe(target / "recipe.yaml") == smaller
+    run_loop(recipe(tiny_folder, documents), target)
+    assert load_recipe(target / "recipe.yaml") == smaller, "as it was tuned"
+
+
+def test_a_run_without_benign_documents_goes_through_where_none_are_wanted(tiny_folder, tmp_path):
+    write_rows(tmp_path / "documents.jsonl", [one for one in some_documents(12) if one.label == Label.MALICIOUS])
+    tuning = {"num_train_epochs": 1, "max_length": 512, "per_device_train_batch_size": 3}
+    with pytest.raises(DocumentError, match=r"There are no benign .* set tuning\.benign_weight to 0"):
+        run_loop(recipe(tiny_folder, tmp_path / "documents.jsonl", tuning=tuning), tmp_path / "run")
+    metrics = run_loop(recipe(tiny_folder, tmp_path / "documents.jsonl", tuning=tuning | {"benign_weight": 0}), tmp_path / "run")
+    assert set(metrics["models"]["defended"]["pooled"]) == {"malicious"}
+    rows = [json.loads(line) for line in (tmp_path / "run" / "training.jsonl").read_text().splitlines()]
+    assert rows[-1]["defense"]
+    assert {row["benign"] for row in rows} == {None}
 
 
 def test_no_document_under_test_was_trained_on(whole):

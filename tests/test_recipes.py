@@ -1,4 +1,4 @@
-"""Every recipe that comes with the project runs: the whole loop, on a tiny model and a few documents."""
+"""Every recipe that comes with the project runs as it is: the whole loop, on a tiny model and a few documents."""
 
 from __future__ import annotations
 
@@ -9,18 +9,27 @@ import pytest
 
 from docward.loop import run_loop
 from docward.recipe import load_recipe
+from docward.records import write_rows
+from tiny import some_documents
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 
 
 @pytest.mark.parametrize("recipe", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
-def test_each_recipe_runs(recipe, tiny_folder, documents_file, tmp_path):
-    small = ["dataset.general=3", "dataset.max_new_tokens=8", "evaluation.max_new_tokens=6", "evaluation.limit=1", "tuning.num_train_epochs=1"]
-    overrides = [f"model_name_or_path={tiny_folder}", f"documents=[{{path: {documents_file}}}]", *small]
+def test_each_recipe_runs(recipe, with_token, tmp_path):
+    write_rows(tmp_path / "documents.jsonl", some_documents(12))
+    small = ["dataset.general=3", "dataset.max_new_tokens=8", "dataset.validation_share=0.3", "evaluation.max_new_tokens=6", "evaluation.limit=1"]
+    small.append("dataset.max_surface_auc=1")  # stand-in texts differ in a few words
+    overrides = [f"model_name_or_path={with_token}", f"documents=[{{path: {tmp_path / 'documents.jsonl'}}}]", *small]
+    tuning = load_recipe(recipe).tuning
+    if tuning.num_train_epochs:
+        overrides.append("tuning.num_train_epochs=1")
     run_loop(load_recipe(recipe, overrides=overrides), tmp_path / "run")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert set(metrics["models"]) == {"untuned", "defended"}
     assert (tmp_path / "run" / "report.html").is_file()
+    assert (tmp_path / "run" / "training.jsonl").is_file() == bool(tuning.num_train_epochs), "where there are no steps, all is fitted"
+    assert bool(metrics["dial"]) == bool(tuning.refusal_token)
 
 
 def test_the_paper_s_setting_is_the_paper_s():

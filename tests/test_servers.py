@@ -14,7 +14,7 @@ import pytest
 from docward import servers
 from docward.errors import ModelError
 from docward.servers import Answer, Failure, Question, Server
-from serving_stub import ChatServer
+from serving_stub import ChatServer, newer_openai, strict, strict_within, strictest
 
 KEY = "sk-a-key-of-this-test-alone"
 Asked = Callable[..., list[Answer | Failure]]
@@ -87,12 +87,92 @@ def test_what_stays_is_a_failure_and_never_an_answer(server, ask, monkeypatch, t
     assert len(server.requests) == 2 * 3
 
 
-def test_a_question_that_the_server_will_not_have_is_asked_once_and_the_others_go_on(server, ask):
-    server.trouble, server.until, server.words = "400", 1, "such words are not allowed"
+def contents(server: ChatServer) -> list[str]:
+    return [asked["messages"][-1]["content"] for asked in server.requests]
+
+
+def moderated(status: int, *numbers: int) -> Callable[[dict[str, Any]], tuple[int, dict[str, Any]] | None]:
+    """What a gateway says to some questions; the name of a parameter in its words means nothing there."""
+    refused, these = (status, {"error": {"message": "The seed of such words is not allowed"}}), {f"Question {number}?" for number in numbers}
+    return lambda asked: refused if asked["messages"][-1]["content"] in these else None
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 422])
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_question_that_the_server_will_not_have_is_asked_once_and_the_others_go_on(server, ask, status, number):
+    """That it answers a plain question tells that neither the key nor the model is wrong, be it the first question or a later one."""
+    server.objects = moderated(status, number)
     found = ask(5, concurrency=1)
-    assert found[0] == Failure("0", "HTTP 400: such words are not allowed", own=True)
-    assert [one.text for one in found[1:]] == ["Yes."] * 4
+    assert found.pop(number) == Failure(str(number), f"HTTP {status}: The seed of such words is not allowed", own=True, withheld=True, status=status)
+    assert [one.text for one in found] == ["Yes."] * 4
+    assert [contents(server).count(text) for text in (f"Question {number}?", servers.PLAIN)] == [1, 1]
+    assert len(server.requests) == 6
+    assert all("seed" in asked for asked in server.requests)
+
+
+def test_an_answer_that_a_filter_held_back_is_none_and_not_asked_for_again(server, ask):
+    server.filters = lambda asked: asked["messages"][-1]["content"] == "Question 1?"
+    found = ask(3)
+    assert found[1] == Failure("1", "the server's own filter held the answer back (finish_reason content_filter)", own=True, withheld=True)
+    assert [type(one) for one in found] == [Answer, Failure, Answer]
+    assert len(server.requests) == 3
+
+
+def test_many_questions_in_a_row_that_the_server_will_not_have_do_not_end_the_others(server, ask):
+    server.objects = moderated(403, *range(3 * servers.IN_A_ROW))
+    found = ask(3 * servers.IN_A_ROW + 5)
+    assert [isinstance(one, Failure) and one.withheld for one in found] == [True] * 3 * servers.IN_A_ROW + [False] * 5
+    assert all(isinstance(one, Answer) for one in found[-5:])
+
+
+@pytest.mark.parametrize("status", ["400", "422"])
+def test_where_not_even_a_plain_question_is_taken_nothing_is_withheld_and_it_ends_soon(server, status):
+    server.trouble, server.after, server.words = status, 3, "System role not supported"
+    batches = Server(server.url, "big", concurrency=2).ask([Question(str(n), "?", "Be brief.") for n in range(500)], max_new_tokens=1)
+    came: list[Any] = []
+    with pytest.raises(ModelError, match=rf"takes no question to 'big', not even a plain one \(HTTP {status}: System role not supported\)"):
+        came.extend(one for batch in batches for one in batch)
+    assert [type(one) for one in came[:3]] == [Answer] * 3
+    assert not any(one.own or one.withheld for one in came[3:])
+    assert servers.IN_A_ROW <= len(came) - 3 <= servers.IN_A_ROW + 2
+    assert {asked["messages"][0]["content"] for asked in server.requests} == {"Be brief."}, "a plain question is asked as the others are"
+
+
+@pytest.mark.parametrize("trouble", ["403", "404"])
+def test_a_key_that_is_locked_out_later_ends_it_and_withholds_nothing(server, trouble):
+    server.trouble, server.after = trouble, 3
+    batches = Server(server.url, "big", concurrency=1).ask([Question(str(n), "?") for n in range(50)], max_new_tokens=1)
+    came: list[Any] = []
+    with pytest.raises(ModelError, match=r"lets nobody in with this key|has no model 'big'"):
+        came.extend(one for batch in batches for one in batch)
+    assert [type(one) for one in came] == [Answer] * 3
     assert len(server.requests) == 5
+
+
+@pytest.mark.parametrize(
+    ("objects", "not_taken"), [(newer_openai, ["temperature"]), (strict, ["seed"]), (strict_within, ["seed"]), (strictest, ["seed", "temperature"])]
+)
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_a_parameter_that_a_server_does_not_take_is_renamed_or_left_out_once_for_all(server, objects, not_taken, concurrency):
+    server.objects = objects
+    asked = Server(server.url, "big", concurrency=concurrency)
+    found = [one for batch in asked.ask([Question(str(n), f"Question {n}?") for n in range(20)], max_new_tokens=7, seed=3) for one in batch]
+    assert {one.text for one in found} == {"Yes."}
+    assert len(found) == 20
+    assert asked.not_taken == not_taken
+    last = server.requests[-1]
+    assert not {*not_taken} & {*last}
+    assert last.get("max_tokens", last.get("max_completion_tokens")) == 7
+    assert len(server.requests) <= 20 + concurrency * 5
+    before = len(server.requests)
+    assert len(list(asked.ask([Question("again", "?")], max_new_tokens=7))) == len(server.requests) - before == 1
+
+
+def test_a_server_that_will_have_no_limit_of_tokens_is_not_asked_without(server, ask):
+    server.objects = lambda asked: next(((400, {"error": {"message": f"{name} is not supported"}}) for name in asked if name.startswith("max_")), None)
+    with pytest.raises(ModelError, match="max_completion_tokens is not supported"):
+        ask(60)
+    assert all({"max_tokens", "max_completion_tokens"} & {*asked} for asked in server.requests)
 
 
 def test_waits_grow_twofold_within_limits_and_are_drawn_from_zero_up(server, ask, monkeypatch):
@@ -107,12 +187,20 @@ def test_waits_grow_twofold_within_limits_and_are_drawn_from_zero_up(server, ask
 
 @pytest.mark.parametrize("how", ["seconds", "date"])
 def test_a_server_that_asks_for_time_gets_it_from_all(server, ask, monkeypatch, how):
-    monkeypatch.setattr(servers.random, "uniform", lambda *_: 1 / 0)  # no wait of our own choice
+    monkeypatch.setattr(servers.random, "uniform", lambda *_: 0.0)  # no wait of our own choice
     server.trouble, server.until = "429", 1
     server.retry_after = "1" if how == "seconds" else format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
     start = time.monotonic()
     assert all(isinstance(one, Answer) for one in ask(3, concurrency=1))
     assert time.monotonic() - start >= 0.9
+
+
+def test_a_server_that_asks_for_less_time_than_the_back_off_gets_the_back_off(server, ask, monkeypatch):
+    monkeypatch.setattr(servers.random, "uniform", lambda *_: 0.3)
+    server.trouble, server.until, server.retry_after = "429", 2, "0"
+    start = time.monotonic()
+    assert [type(one) for one in ask(1)] == [Answer]
+    assert time.monotonic() - start >= 0.6
 
 
 def test_a_server_that_asks_for_hours_is_not_waited_for(server, ask):
@@ -123,7 +211,7 @@ def test_a_server_that_asks_for_hours_is_not_waited_for(server, ask):
 
 @pytest.mark.parametrize("header", ["", "soon", "nan", "inf", "-3", "1e400"])
 def test_a_strange_wish_for_time_is_no_wish(header):
-    assert servers._seconds(header) in (None, 0.0)
+    assert servers._seconds(header) is None
 
 
 def test_a_model_that_is_not_there_ends_it_at_once_with_those_that_are(server, ask):

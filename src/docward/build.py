@@ -58,7 +58,7 @@ def build_dataset(recipe: Recipe, folder: Path, untuned: Callable[[], Loaded], *
     """Build `folder/dataset`; returns its audit.
 
     Args:
-        recipe: `documents`, `dataset`, `seed` and the tuning section's `max_length` are read.
+        recipe: `documents`, `dataset`, `seed` and the tuning section's `max_length`, `task_weights` and `benign_weight` are read.
         folder: the run folder; `work` in it holds what is half done.
         untuned: gives the untuned model, if it is needed.
         progress: told what is going on, how much is done, of how much.
@@ -84,7 +84,8 @@ def build_dataset(recipe: Recipe, folder: Path, untuned: Callable[[], Loaded], *
     tasks = tuple(get_tasks(section.tasks, table))
     plan = Plan(tasks, section.pairing, section.budget, Position(section.position), recipe.seed, tuple(section.system_prompts))
     examples = _plan_shards(entries, plan, work, section, progress)
-    waiting = _check_planned(examples, entries, tokenizer, limit)
+    both = {"benign": bool(recipe.tuning.benign_weight)}
+    waiting = _check_planned(examples, entries, tokenizer, limit, **both)
     _write_documents(work, entries, folder / "documents.jsonl")
     counts = ExampleCounts()
     answerer = Answerer(recipe, untuned, counts, progress, waiting)
@@ -93,7 +94,7 @@ def build_dataset(recipe: Recipe, folder: Path, untuned: Callable[[], Loaded], *
 
     def finish(measured: Sequence[Example]) -> dict[str, Any]:
         wants = {want: sum(cell[want.value] for task, cell in counts.examples.get("train", {}).items() if task != GENERAL) for want in Want}
-        check_both(wants, entries)
+        check_both(wants, entries, **both)
         found = {"removed": kept.removed, "cleaned": kept.cleaned, "clusters": kept.clusters, "surface": surface, "teacher": answerer.teacher_counts()}
         found |= _measured(tokenizer, limit, measured, counts)
         if recipe.tuning.task_weights == "susceptible":
@@ -160,7 +161,7 @@ def _write_examples(job: ShardPlan) -> tuple[Path, int]:
     return job.target, len(job.entries)
 
 
-def _check_planned(paths: Sequence[Path], documents: Sequence[Entry], tokenizer: PreTrainedTokenizerBase, limit: int) -> int:
+def _check_planned(paths: Sequence[Path], documents: Sequence[Entry], tokenizer: PreTrainedTokenizerBase, limit: int, *, benign: bool) -> int:
     """Find what would fail later, before any model is asked: nothing to train on, no room for a document. Returns how many examples wait for an answer."""
     import pyarrow.parquet
 
@@ -172,7 +173,7 @@ def _check_planned(paths: Sequence[Path], documents: Sequence[Entry], tokenizer:
             if split == Split.TRAIN and task != GENERAL:
                 wants[Want(want)] += 1
                 longest = max(longest, (instruction, response if want == Want.REFUSE else "", system), key=lambda one: sum(map(len, one)))
-    check_both(wants, documents)
+    check_both(wants, documents, benign=benign)
     instruction, response, system = longest
     render(tokenizer, document="Some words.", instruction=instruction, answer=response or "Yes.", system=system, limit=limit)
     return waiting

@@ -125,12 +125,18 @@ def _claim(recipe: Recipe, folder: Path) -> None:
         write_json(folder / "environment.json", _environment(recipe, inputs))
         write_text(place, dump(recipe))
         return
+    from docward.tuning.tuning import FREE, tuned_folder
+
     there, now = _flat(yaml.safe_load(place.read_text(encoding="utf-8"))), _flat(yaml.safe_load(dump(recipe)))
-    if differs := [f"{key}: {there.get(key)!r} there, {now.get(key)!r} now" for key in sorted({*there, *now}) if there.get(key) != now.get(key)]:
+    differing = [key for key in sorted({*there, *now}) if there.get(key) != now.get(key)]
+    free = {f"tuning.{name}" for name in FREE}
+    if differs := [f"{key}: {there.get(key)!r} there, {now.get(key)!r} now" for key in differing if key not in free]:
         raise RunError(f"{folder} holds another recipe's run ({'; '.join(differs[:5])}). Choose another --output-dir, or delete that folder.")
     known = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["inputs"]
     if changed := [name for name in inputs if inputs[name] != known.get(name)]:
         raise RunError(f"The documents have changed since {folder} was begun ({', '.join(changed)}). Choose another --output-dir, or delete that folder.")
+    if differing and not tuned_folder(folder).is_dir():  # else it says how the run was tuned
+        write_text(place, dump(recipe))
 
 
 def _general_source(recipe: Recipe) -> list[Source]:

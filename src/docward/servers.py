@@ -10,8 +10,9 @@ import json
 import math
 import os
 import random
+import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from functools import cached_property
@@ -34,7 +35,10 @@ IN_A_ROW = 25  # questions without an answer, after which a plain one finds out 
 LARGEST = 16 * 2**20  # bytes of an answer: one without an end must not fill the memory
 SECRET = 8  # characters: a shorter key is a stand-in such as EMPTY, and a word that a reply may hold
 TRANSIENT = frozenset({408, 409, 425, 429})  # besides 500 and above: what may be otherwise the next time
-REFUSED = frozenset({401, 403, 404})  # what no other question will change
+REFUSED = frozenset({403, 404})  # of a plain question: what no other one will change. Of another it may be a filter's word on that one alone
+PLAIN = "Say yes."  # what no server has anything against: whether it is answered tells whose fault it is that another question is not
+INSTEAD = {"max_tokens": "max_completion_tokens", "temperature": "", "seed": ""}  # what not all servers take: its other name, or none
+NAMED = re.compile(rf"\b({'|'.join(INSTEAD)})\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +74,25 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A question without an answer, also after all retries, and why. `own`: it lies with this question (it is too long, say), not with the server."""
+    """A question without an answer, also after all retries, and why. `own`: it lies with this question (it is too long, say), not with the server.
+
+    `withheld`: the server will not answer it the next time either, as a filter of its own does; it answers others. `status` is that of HTTP, where one came.
+    """
 
     key: str
     why: str
     own: bool = False
     unreachable: bool = False
     too_long: TooLong | None = None
+    withheld: bool = False
+    status: int = 0
 
 
 class _Trouble(Exception):  # noqa: N818 - one try that failed; not for callers
-    def __init__(self, why: str, *, retry: bool = True, after: float | None = None, unreachable: bool = False, too_long: TooLong | None = None) -> None:
+    def __init__(self, why: str, *, retry: bool = True, after: float | None = None, **more: Any) -> None:
         super().__init__(why)
-        self.why, self.retry, self.after, self.unreachable, self.too_long = why, retry, after, unreachable, too_long
+        self.why, self.retry, self.after = why, retry, after
+        self.more = more  # of the Failure that it becomes if it stays
 
 
 class _GoneError(Exception):
@@ -109,6 +119,7 @@ class Server:
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
             raise ModelError("OPENAI_API_KEY holds characters that no key has (a line end, an accent). Set it again.")
+        self._changed: dict[str, str] = {}  # parameters that the server does not take, and what is sent instead
         self._not_before = 0.0  # by the monotonic clock: the server asked to be left alone until then
         self._client: Any = OpenAI(base_url=self.base_url, api_key=self._key or "none", max_retries=0, timeout=Timeout(timeout, connect=min(timeout, CONNECT)))
 
@@ -119,10 +130,10 @@ class Server:
 
         A document that is too long, for `max_length` tokens with the reply's or for the server's own limit, is cut in its middle until it fits; a token
         counts as LETTERS characters where a server neither counts nor refuses. Ends early, without a word on the questions not yet asked, where the server
-        cannot be reached or answers nothing any more.
+        cannot be reached or answers nothing any more. Parameters that it does not take are renamed or left out (see `not_taken`).
 
         Raises:
-            ModelError: the server knows no such model, or the key is wrong.
+            ModelError: the server knows no such model, or the key is wrong, or it takes no question at all.
         """
         how = {"model": self.name, "max_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
         rest, turn, counting, stop, in_a_row = iter(questions), Lock(), Lock(), Event(), 0
@@ -135,14 +146,15 @@ class Server:
                     with turn:  # held while one finds out whether the server is gone: nobody begins another question before that is known
                         question = None if stop.is_set() else next(rest, None)
                         if question is not None and in_a_row >= IN_A_ROW:
-                            if self._is_dead(how, stop) and in_a_row >= IN_A_ROW:  # an answer may have come meanwhile
+                            plain = self._plain(how, question.system, stop)
+                            if isinstance(plain, Failure) and in_a_row >= IN_A_ROW:  # an answer may have come meanwhile
                                 stop.set()
-                                raise _GoneError
+                                raise ModelError(self._takes_none(plain)) if plain.own else _GoneError
                             with counting:
                                 in_a_row = 0
                     if question is None:
                         break
-                    said = self._fitted(question, how, stop, max_length)
+                    said = self._settled(question, how, stop, max_length)
                     came.put(said)
                     with counting:
                         in_a_row = 0 if isinstance(said, Answer) else in_a_row + (not said.own)
@@ -176,9 +188,46 @@ class Server:
             if any(isinstance(one, Failure) and one.unreachable for one in batch):
                 return
 
-    def _is_dead(self, how: dict[str, Any], stop: Event) -> bool:
-        found = self._answer(Question("", "Say yes."), how | {"max_tokens": 1}, stop)
-        return isinstance(found, Failure) and not found.own
+    @property
+    def not_taken(self) -> list[str]:
+        """The parameters that the server did not take, so that it was asked without. Without `temperature` its answers are drawn as it likes."""
+        return sorted(name for name, other in self._changed.items() if not other)
+
+    def _settled(self, question: Question, how: dict[str, Any], stop: Event, max_length: int | None) -> Answer | Failure:
+        """One question; where the server will not have it, a plain one tells whether it lies with this one, with what is sent beside it, or with the server."""
+        while True:
+            changed = len(self._changed)
+            said = self._fitted(question, how, stop, max_length)
+            if isinstance(said, Answer) or not said.own or said.too_long or said.withheld:
+                return said
+            if isinstance(self._plain(how, question.system, stop), Failure):
+                return replace(said, own=False)
+            if len(self._changed) == changed:
+                return replace(said, withheld=True)
+
+    def _plain(self, how: dict[str, Any], system: str, stop: Event) -> Answer | Failure:
+        """What comes to a plain question. A parameter that the server names when it will not have even that is renamed or left out from then on.
+
+        Raises:
+            ModelError: the key is wrong, or there is no such model.
+        """
+        while True:
+            changed = set(self._changed)
+            said = self._answer(Question("", PLAIN, system), how, stop)
+            if isinstance(said, Answer):
+                return said
+            if said.status in REFUSED:
+                raise ModelError(self._refusal(said.status, said.why))
+            named = next((name for name in NAMED.findall(said.why) if name not in changed), None) if said.status in (400, 422) else None
+            if named is None:
+                return said
+            self._changed[named] = INSTEAD[named]
+
+    def _takes_none(self, said: Failure) -> str:
+        return (
+            f"The server {self.base_url} takes no question to {self.name!r}, not even a plain one ({said.why}). Change what it names (a system prompt, "
+            "the number of new tokens), or ask another model. What was answered is kept."
+        )
 
     def _fitted(self, question: Question, how: dict[str, Any], stop: Event, max_length: int | None) -> Answer | Failure:
         """One question, its document cut as often as it is too long."""
@@ -193,7 +242,7 @@ class Server:
             keep = kept(keep, len(now.text), found, limit) if limit else 0
             if not keep:
                 why = said.why if isinstance(said, Failure) else f"{found.asked} tokens with the reply's"
-                return Failure(question.key, f"too long for the server ({why}). {NO_ROOM if limit else NO_LIMIT}", own=True)
+                return Failure(question.key, f"too long for the server ({why}). {NO_ROOM if limit else NO_LIMIT}", own=True, too_long=found)
             density = found.asked / len(now.text) if found.asked else density
             now = question.cut_to(keep)
             said = self._answer(now, how, stop)
@@ -225,9 +274,8 @@ class Server:
                 break
             if last.after is not None:
                 self._not_before = max(self._not_before, time.monotonic() + last.after)  # holds for all: they are one client to the server
-            else:
-                stop.wait(random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2**turn)))
-        return Failure(question.key, self._clean(last.why), own=not last.retry, unreachable=last.unreachable, too_long=last.too_long)
+            stop.wait(random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2**turn)))  # also then: it may ask for no time at all
+        return Failure(question.key, self._clean(last.why), own=not last.retry, **last.more)
 
     def _try(self, question: Question, how: dict[str, Any]) -> Answer:
         from openai import APIConnectionError, APIStatusError, APITimeoutError, OpenAIError
@@ -236,7 +284,7 @@ class Server:
         messages.append({"role": "user", "content": question.text})
         end = time.monotonic() + self.timeout
         try:
-            with self._client.chat.completions.with_streaming_response.create(messages=messages, **how) as response:
+            with self._client.chat.completions.with_streaming_response.create(messages=messages, **self._sent(how)) as response:
                 said = self._body(response, end)
         except APIStatusError as error:
             raise self._status_trouble(error) from None
@@ -248,6 +296,11 @@ class Server:
         except OpenAIError as error:
             raise _Trouble(f"{type(error).__name__}") from None
         return self._read(question.key, said)
+
+    def _sent(self, how: dict[str, Any]) -> dict[str, Any]:
+        sent = {self._changed.get(name, name): value for name, value in how.items()}
+        sent.pop("", None)
+        return sent
 
     def _body(self, response: Any, end: float) -> bytes:
         """The whole answer, within the time and size allowed: a server may send a byte a minute for ever."""
@@ -279,20 +332,21 @@ class Server:
                 raise TypeError("content is no text")
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             raise _Trouble("an answer that is not of the protocol") from None
+        if choice.get("finish_reason") == "content_filter":
+            raise _Trouble("the server's own filter held the answer back (finish_reason content_filter)", retry=False, withheld=True)
         return Answer(key, self._clean(text).strip(), choice.get("finish_reason") != "length", tokens if isinstance(tokens, int) else None)
 
     def _status_trouble(self, error: Any) -> _Trouble:
         status = int(error.status_code)
         body = error.body if isinstance(error.body, dict) else {}
-        words = next((body[name] for name in ("message", "detail") if isinstance(body.get(name), str)), "")  # not the whole: it may quote the document
-        words = "".join(letter if letter.isprintable() else " " for letter in self._clean(words))[:200].strip()
+        words = "".join(letter if letter.isprintable() else " " for letter in self._clean(_words(body)))[:200].strip()
         why = f"HTTP {status}" + (f": {words}" if words else "")
         if found := stated(body):
             return _Trouble(why, retry=False, too_long=found)
-        if status in REFUSED:
+        if status == 401:
             raise ModelError(self._refusal(status, why))
         if status < 500 and status not in TRANSIENT:
-            return _Trouble(why, retry=False)
+            return _Trouble(why, retry=False, status=status)
         after = _seconds(error.response.headers.get("retry-after"))
         return _Trouble(why + (f", asking for {after:.0f} seconds" if (after or 0) > LONGEST_ASKED else ""), after=after)
 
@@ -349,8 +403,18 @@ def _waiting(came: SimpleQueue[Any]) -> Iterator[Any]:
             return
 
 
+def _words(body: Mapping[str, Any]) -> str:
+    """What an error says; not the whole of it, which may quote the document. FastAPI's has a list of places and what is wrong there."""
+    found = body.get("message") or body.get("detail")
+    found = found.get("detail") if isinstance(found, Mapping) else found
+    if isinstance(found, list):
+        wrong = [one for one in found if isinstance(one, Mapping) and isinstance(one.get("loc"), list)]
+        return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one.get('msg')}" for one in wrong)
+    return found if isinstance(found, str) else ""
+
+
 def _seconds(header: str | None) -> float | None:
-    """A Retry-After header (RFC 9110, 10.2.3: seconds or a date) as seconds from now; None where there is none."""
+    """A Retry-After header (RFC 9110, 10.2.3: seconds or a date) as seconds from now; None where there is none, or it is in the past."""
     try:
         found = float(header or "")
     except ValueError:
@@ -358,4 +422,4 @@ def _seconds(header: str | None) -> float | None:
             found = parsedate_to_datetime(header or "").timestamp() - time.time()
         except ValueError:
             return None
-    return max(0.0, found) if math.isfinite(found) else None
+    return found if math.isfinite(found) and found >= 0 else None

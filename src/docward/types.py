@@ -155,6 +155,7 @@ class Reply:
     finished: bool = True  # False: the reply met the token limit, or was cut
     source: str = ""
     cut: bool = False  # it was stopped where its verdict was settled
+    withheld: str = ""  # why a server gave none, and will give none: a filter of its own. Then `reply` is empty, and unjudged
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from docward.dataset.building import CASE_WORDS, GENERAL, Plan, excerpt, general_examples, plan_examples
+from docward.dataset.building import CASE_WORDS, GENERAL, Plan, check_both, excerpt, general_examples, plan_examples
 from docward.documents.duplicates import words_of
 from docward.documents.reading import own_documents
 from docward.errors import DocumentError
@@ -91,6 +91,14 @@ def test_the_same_plan_gives_the_same_examples_whatever_the_order():
 def test_one_side_alone_cannot_be_trained_on(label, lacking):
     with pytest.raises(DocumentError, match=rf"There are no {lacking} .*\(10 documents in all"):
         plan_examples([one for one in documents() if one.label == label], Plan(ALL))
+
+
+def test_malicious_documents_alone_will_do_where_no_benign_ones_are_wanted():
+    check_both({Want.REFUSE: 1}, documents(), benign=False)
+    with pytest.raises(DocumentError, match=r"There are no benign .*or set tuning\.benign_weight to 0 if refusals alone are wanted"):
+        check_both({Want.REFUSE: 1}, documents())
+    with pytest.raises(DocumentError, match=r"There are no malicious [^;]*; [^.]*\. Add some under `documents:` in the recipe\.$"):
+        check_both({Want.COMPLY: 1}, documents(), benign=False)
 
 
 def test_the_label_alone_says_what_is_wanted_and_every_id_is_its_own(starter):

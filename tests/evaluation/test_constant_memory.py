@@ -6,14 +6,16 @@ import json
 import tracemalloc
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from docward.evaluation import evaluating, rejudging, statistics
+from docward.evaluation import evaluating, judging, rejudging, statistics
 from docward.evaluation.collecting import put_in_order
 from docward.evaluation.comparing import Pairs
 from docward.evaluation.evaluating import verdict_metrics
+from docward.evaluation.judging import judging_in
 from docward.evaluation.rejudging import judge_evaluation, judge_file_by
 from docward.evaluation.utility import utility
 from docward.keyed import KeyTable
@@ -43,9 +45,11 @@ class Quick:
 
 
 def write(folder: Path, rows: int) -> Path:
-    """Replies with verdicts on them, as an evaluation leaves them, labelled for a validation too."""
+    """Replies with verdicts on them and likelihoods, as an evaluation leaves them, labelled for a validation too."""
     folder.mkdir(parents=True)
-    with (folder / "replies.jsonl").open("w") as replies, (folder / "verdicts.jsonl").open("w") as verdicts, (folder / "file.jsonl").open("w") as file:
+    with ExitStack() as stack:
+        names = ("replies", "verdicts", "likelihoods", "file")
+        replies, verdicts, likelihoods, file = (stack.enter_context((folder / f"{name}.jsonl").open("w")) for name in names)
         for number in range(rows):
             document, task, label = f"d{number // len(TASKS)}", TASKS[number % len(TASKS)], list(Label)[(number // len(TASKS)) % 3]
             refused = number % 4 == 0
@@ -53,6 +57,8 @@ def write(folder: Path, rows: int) -> Path:
             said = {"document": f"Note {document}. {NOTE}", "reply": f"I can't help with {number}." if refused else f"Note {number}. {NOTE}"}
             replies.write(json.dumps(about | {"wording": 0, "instruction": "Do it."} | said) + "\n")
             verdicts.write(json.dumps(about | {"outcome": "refused" if refused else "complied", "judge": "quick", "why": f"because of {number}"}) + "\n")
+            text = {"key": about["key"], "task": "next_sentence", "against": "gold", "document_id": about["key"]}
+            likelihoods.write(json.dumps(text | {"tokens": 20, "log_likelihood": -50 - number % 7}) + "\n")
             file.write(json.dumps(about | said | {"label": "refused" if refused else "complied"}) + "\n")
     return folder
 
@@ -70,21 +76,33 @@ def judge_folder(folder: Path) -> int:
 
 
 class Golds(dict[str, dict[str, str]]):
-    """A right answer for each document, which is not in memory before it is asked for."""
+    """Right answers for each document, which are not in memory before they are asked for."""
+
+    def __init__(self, *tasks: str) -> None:
+        super().__init__()
+        self.tasks = tasks
 
     def get(self, name: str, default: object = None) -> dict[str, str]:
-        return {"case": f"Note {name}. {NOTE}"}
+        return dict.fromkeys(self.tasks, f"Note {name}. {NOTE}")
 
 
 def judge_and_sum(folder: Path) -> int:
-    metrics = evaluating.judge_folder(folder, {}, judge="quick")
+    with judging_in(folder, "quick", lambda *_: None) as judge:
+        metrics = evaluating.judge_folder(folder, {}, judge=judge)
     assert all(abs(rate["value"] - 0.25) < 0.05 and rate["low"] < rate["value"] < rate["high"] for rate in metrics["pooled"].values())
     return sum(rate["judged"] for rate in metrics["rates"])
 
 
 def score(folder: Path) -> int:
-    (found,) = utility(Rows(folder / "replies.jsonl", Reply), golds=Golds())
-    return found.n * len(TASKS) * 3 // 2  # benign documents have one right answer each
+    found = utility(Rows(folder / "replies.jsonl", Reply), golds=Golds(*TASKS))
+    assert len({one.n for one in found}) == 1
+    return sum(one.n for one in found) * 3 // 2  # the others are to malicious documents
+
+
+def compare(folder: Path) -> int:
+    metrics, tests = evaluating.compare(folder, folder, Golds("case"), margin=0.9)
+    assert {(one["task"], one["value"]) for one in metrics["retention"]} == {(task, 1) for task in (*TASKS, "next_sentence")}
+    return sum(one["pairs"] for one in tests)
 
 
 def compare_with_itself(folder: Path) -> int:
@@ -114,6 +132,8 @@ def put_last_first(folder: Path) -> int:
 
 def peak_of(step: Callable[[Path], int], folder: Path, rows: int) -> int:
     write(folder, rows)
+    freed = [[(0,) * length for _ in range(2_000)] for length in range(1, 20)]  # Python keeps so many tuples of a length, which are no rows
+    del freed
     tracemalloc.start()
     try:
         assert step(folder) == rows
@@ -122,12 +142,12 @@ def peak_of(step: Callable[[Path], int], folder: Path, rows: int) -> int:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("step", [judge_and_sum, score, judge_file, judge_folder, compare_with_itself, choose_samples, put_last_first])
+@pytest.mark.parametrize("step", [judge_and_sum, score, compare, judge_file, judge_folder, compare_with_itself, choose_samples, put_last_first])
 def test_five_times_as_many_rows_cost_hardly_more_memory(step, tmp_path, monkeypatch):
     for module in (evaluating, rejudging):
         monkeypatch.setattr(module, "AT_A_TIME", 50)  # so that few rows are many times that as well
     monkeypatch.setattr(statistics, "DRAWN_AT_ONCE", 20_000)  # so that few documents take as many draws at a time as many do
-    monkeypatch.setattr(evaluating, "get_judge", lambda name: Quick(name, Outcome.REFUSED))
+    monkeypatch.setattr(judging, "get_judge", lambda name: Quick(name, Outcome.REFUSED))
     peak_of(step, tmp_path / "warm", FEW)  # what is imported and remembered once
     few, many = peak_of(step, tmp_path / "few", FEW), peak_of(step, tmp_path / "many", MANY)
     a_row = (many - few) / (MANY - FEW)

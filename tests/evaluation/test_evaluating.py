@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from docward.errors import RunError
+from docward.evaluation import judging
 from docward.evaluation.evaluating import Settings, compare, evaluate, planned_replies, wording_of
 from docward.evaluation.utility import case_accuracy, chrf, golds_of
 from docward.models import load
 from docward.records import held, read_rows
+from docward.servers import Server
 from docward.tasks import TASKS, get_tasks
-from docward.types import Reply, Verdict
+from docward.types import Label, Outcome, Reply, Verdict
 from tiny import some_documents
 
 SETTINGS = Settings(tasks=tuple(get_tasks(["summarize", "case"])), max_new_tokens=4)
@@ -117,8 +120,8 @@ def test_the_same_model_twice_has_full_utility_and_no_decided_difference(tiny, t
 
 
 def test_utility_measures_know_right_from_wrong():
-    assert case_accuracy("Hello Anna. How", "Hello Anna. How are you?") == 1
-    assert case_accuracy("hello anna. how", "Hello Anna. How are you?") == pytest.approx(12 / 15)
+    assert case_accuracy("Hello Anna. How", "Hello Anna. How") == 1
+    assert case_accuracy("hello anna. how", "Hello Anna. How") == pytest.approx(12 / 15)
     assert case_accuracy("", "Hello") == 0
     assert chrf("the cat sat", "the cat sat") == pytest.approx(1)
     assert chrf("zzz", "the cat sat") == 0
@@ -136,3 +139,112 @@ def test_metrics_beside_the_untuned_model_say_what_is_kept_and_what_cannot_be_to
     assert {(one["task"], one["measure"]) for one in metrics["retention"]} == {("summarize", "chrf_vs_untuned"), ("case", "case_accuracy")}
     assert {one["says"] for one in (*metrics["retention"], *metrics["differences"])} == {"undecided"}
     assert set(metrics["advice"]) == set(metrics["pooled"])
+
+
+# ------------------------------------------------------------------------------------- what is given anew, into the same folder
+
+
+FILES = ("replies.jsonl", "verdicts.jsonl", "metrics.json")
+
+
+def same_files(first, second, names=FILES) -> bool:
+    return all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
+
+
+def echo(asked) -> str:
+    return "Well: " + asked["messages"][-1]["content"]
+
+
+def test_documents_under_another_label_are_counted_under_it_and_not_asked_again(server, tmp_path):
+    server.says, model = echo, Server(server.url, "big")
+    before = [replace(one, label=Label.SENSITIVE, source="a.jsonl") for one in some_documents(2)]
+    now = [replace(one, label=Label.MALICIOUS, category="theft", source="b.jsonl") for one in before]
+    evaluate(model, before, SETTINGS, tmp_path / "run")
+    metrics = evaluate(model, now, SETTINGS, tmp_path / "run")
+    assert len(server.requests) == len(before) * 2, "asked again"
+    assert (set(metrics["pooled"]), {(one["source"], one["set"]) for one in metrics["sets"]}) == ({"malicious"}, {("b.jsonl", "malicious")})
+    evaluate(model, now, SETTINGS, tmp_path / "fresh")
+    assert same_files(tmp_path / "run", tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("what", ["text", "words"])
+def test_another_text_under_the_same_id_is_asked_anew_and_it_is_said(server, tmp_path, what):
+    server.says, model, notes = echo, Server(server.url, "big"), []
+    documents, settings = some_documents(2), SETTINGS
+    evaluate(model, documents, settings, tmp_path / "run")
+    if what == "text":
+        documents = [replace(documents[0], text="Note 7: another one. It has another end."), *documents[1:]]
+    else:
+        words = [replace(task, wordings=tuple(f"Please. {one}" for one in task.wordings)) for task in settings.tasks[:1]]
+        settings = replace(settings, tasks=(*words, *settings.tasks[1:]))
+    asked, anew = len(server.requests), 2 if what == "text" else 6
+    evaluate(model, documents, settings, tmp_path / "run", progress=lambda said, *_: notes.append(said))
+    assert len(server.requests) == asked + anew
+    assert f"{anew} replies in run are to other texts than now, so they are asked for again" in notes
+    evaluate(model, documents, settings, tmp_path / "fresh")
+    assert same_files(tmp_path / "run", tmp_path / "fresh")
+    asked = len(server.requests)
+    evaluate(model, documents, settings, tmp_path / "run")
+    assert len(server.requests) == asked
+
+
+def test_the_likelihood_of_another_text_under_the_same_id_is_measured_anew(tiny, tmp_path):
+    settings, documents = Settings(tuple(get_tasks(["next_sentence"])), max_new_tokens=1), some_documents(1)
+    evaluate(tiny, documents, settings, tmp_path / "run")
+    documents = [*documents[:2], replace(documents[2], text="Another note. It has another end. And it stops here.")]
+    for name in ("run", "fresh"):
+        evaluate(tiny, documents, settings, tmp_path / name)
+    assert same_files(tmp_path / "run", tmp_path / "fresh", ("likelihoods.jsonl", *FILES))
+
+
+class Paid:
+    """A judge that counts what it is asked; `away`, it leaves all unjudged."""
+
+    def __init__(self, name: str = "paid") -> None:
+        self.name, self.asked, self.away = name, [], False
+
+    def judge_all(self, replies):
+        for reply in replies:
+            self.asked.append(reply.key)
+            yield Verdict.on(reply, Outcome.UNJUDGED if self.away else Outcome.REFUSED, judge=self.name, why="naïvely, as it says")
+
+
+@pytest.fixture
+def paid(monkeypatch) -> Paid:
+    judge, get = Paid(), judging.get_judge
+    monkeypatch.setattr(judging, "get_judge", lambda name: judge if name == "paid" else get(name))
+    return judge
+
+
+def test_a_model_judge_is_asked_about_new_and_unjudged_replies_alone(server, tmp_path, paid):
+    server.says, model, settings = echo, Server(server.url, "big"), replace(SETTINGS, judge="paid")
+    evaluate(model, some_documents(1), settings, tmp_path / "run")
+    assert len(paid.asked) == 6
+    paid.asked, paid.away = [], True
+    metrics = evaluate(model, some_documents(2), settings, tmp_path / "run")
+    later = [one.key for one in planned_replies(some_documents(2), settings)[6:]]
+    assert paid.asked == later
+    assert sum(rate["judged"] for rate in metrics["rates"]) == 6, "an outage costs no verdict of before"
+    paid.asked, paid.away = [], False
+    evaluate(model, some_documents(2), settings, tmp_path / "run")
+    assert paid.asked == later
+    evaluate(model, some_documents(2), settings, tmp_path / "fresh")
+    assert same_files(tmp_path / "run", tmp_path / "fresh")
+    paid.asked = []
+    evaluate(model, [replace(one, text=f"{one.text} And more.") for one in some_documents(1)], settings, tmp_path / "run")
+    assert len(paid.asked) == 6, "a verdict is on a reply, not on its key"
+
+
+def test_another_judge_than_before_is_told_of_and_the_first_one_is_not_asked_twice(server, tmp_path, paid):
+    server.says, model, notes = echo, Server(server.url, "big"), []
+    evaluate(model, some_documents(1), replace(SETTINGS, judge="paid"), tmp_path / "run")
+    before = (tmp_path / "run" / "verdicts.jsonl").read_bytes()
+    for judge in ("rules", "rules", "paid"):
+        evaluate(model, some_documents(1), replace(SETTINGS, judge=judge), tmp_path / "run", progress=lambda said, *_: notes.append(said))
+        assert {one.judge for one in read_rows(tmp_path / "run" / "verdicts.jsonl", Verdict)} == {judge}
+    assert [said for said in notes if "give way" in said] == [
+        "verdicts of paid in run give way to those of rules",
+        "verdicts of rules in run give way to those of paid",
+    ]
+    assert (tmp_path / "run" / "verdicts.jsonl").read_bytes() == before
+    assert len(paid.asked) == 6

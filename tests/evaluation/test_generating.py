@@ -33,21 +33,83 @@ def test_sharing_a_document_changes_no_reply_of_the_real_model(real):
     assert by_key(real, asked) == by_key(real, asked, share=False)
 
 
-def gemma3() -> Loaded:
-    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
+
+
+def windowed(kind: str, window: int) -> Loaded:
+    """A tiny model with sliding windows, and weights large enough that it says more than one thing."""
+    import transformers
 
     tokenizer = byte_tokenizer()
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
-    layers = ["sliding_attention", "full_attention", "sliding_attention"]
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    model = Gemma3ForCausalLM(Gemma3TextConfig(vocab_size=len(tokenizer), sliding_window=24, layer_types=layers, max_position_embeddings=2048, **shape, **ends))
-    return Loaded("gemma", model.eval(), tokenizer, "gemma")
+    config = {"Gemma3": "Gemma3TextConfig"}.get(kind, f"{kind}Config")
+    more = {"Mistral": {}, "Qwen2": {"layer_types": MIXED, "use_sliding_window": True}}.get(kind, {"layer_types": MIXED})
+    shape = SHAPE | {"vocab_size": len(tokenizer), "sliding_window": window, "max_position_embeddings": 2048}
+    model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, config)(**shape, **ends, **more))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" not in name:
+                weight.mul_(6)
+    return Loaded(kind, model.eval(), tokenizer, kind)
 
 
-def test_sharing_a_document_changes_no_reply_with_sliding_windows():
-    loaded = gemma3()
-    assert by_key(loaded, prompts()) == by_key(loaded, prompts(), share=False)
+def read_documents(monkeypatch) -> list[int]:
+    """How many documents each pass that is shared reads, as they come."""
+    found: list[int] = []
+    whole = branching.decode
+
+    def decode(loaded, documents, *given, **more):
+        found.append(len(documents))
+        return whole(loaded, documents, *given, **more)
+
+    monkeypatch.setattr(branching, "decode", decode)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["Gemma3", "Mistral", "Qwen2"])
+@pytest.mark.parametrize("window", [24, 290, 1500], ids=["shorter than an instruction", "than most prompts", "all fits"])
+def test_sharing_a_document_changes_no_reply_with_sliding_windows(kind, window, monkeypatch):
+    loaded, read = windowed(kind, window), read_documents(monkeypatch)
+    loaded.model.generation_config.eos_token_id = list(range(0, len(loaded.tokenizer), 7))  # some end on the way
+    plain = by_key(loaded, prompts(), share=False)
+    assert not read
+    assert by_key(loaded, prompts()) == plain
+    assert sum(read) == len({(one.document, one.position) for one in prompts()}), "each is read once, and for all its prompts"
+
+
+@pytest.mark.parametrize("kind", ["Gemma3", "Mistral", "Qwen2"])
+@pytest.mark.parametrize("window", [24, 290, 1500], ids=["shorter than an instruction", "than most prompts", "all fits"])
+def test_with_sliding_windows_each_step_has_the_logits_of_a_plain_pass(kind, window):
+    loaded = windowed(kind, window)
+    documents, tails = [[5, 6, 7] * 40, [9, 8] * 150], [[[1, 2], [3] * 30, [4] * 7], [[2] * 40, [7, 1]]]
+    steps = []
+
+    def choose(logits):
+        steps.append(logits)
+        return torch.randint(100, (len(logits),))  # unlike the likeliest, they differ
+
+    with torch.inference_mode():
+        answers = branching.decode(loaded, documents, tails, 6, choose=choose)
+        found = torch.stack([torch.cat(steps[:-5]), *steps[-5:]], 1)
+        rows = [[*document, *tail] for document, some in zip(documents, tails, strict=True) for tail in some]
+        plain = [loaded.model(input_ids=torch.tensor([[*row, *answer[:-1]]])).logits[0, -6:] for row, answer in zip(rows, answers, strict=True)]
+    torch.testing.assert_close(found, torch.stack(plain), atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("window", [5, 100, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_attention_in_a_window_is_attention_with_its_mask(window, dtype):
+    torch.manual_seed(0)
+    tokens = 2 * branching.BLOCK + 9
+    query, key, value = (torch.randn(1, heads, tokens, 8).to(dtype) for heads in (6, 2, 2))
+    far = torch.arange(tokens)[:, None] - torch.arange(tokens)
+    mask = torch.zeros(tokens, tokens).masked_fill((far < 0) | (far >= window), -torch.inf)
+    exact = torch.nn.functional.scaled_dot_product_attention(query.float(), key.float(), value.float(), attn_mask=mask, scale=0.3, enable_gqa=True)
+    found = branching._in_window(query, key, value, 0.3, window)
+    near = 1e-5 if dtype == torch.float32 else 0.03
+    torch.testing.assert_close(found.float(), exact, atol=near, rtol=near)
 
 
 @pytest.mark.parametrize("most", [1, 700, 100_000])
@@ -82,6 +144,23 @@ def test_answers_that_end_early_change_no_other(tiny):
     assert len({len(one.text) for one in found.values()}) > 3
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_both_ways_heed_the_ends_and_biases_of_a_generation_config_and_nothing_else_of_it(tiny, temperature):
+    plain = by_key(tiny, prompts(), share=False)
+    asked = [prompts()[0]]  # sampling draws for the rows of a batch together
+    drawn = by_key(tiny, asked, share=False, temperature=temperature)
+    config = tiny.model.generation_config
+    more = {"no_repeat_ngram_size": 1, "suppress_tokens": list(range(40, 120)), "begin_suppress_tokens": list(range(40)), "min_new_tokens": 9}
+    config.update(**more, do_sample=True, temperature=0.3, top_k=2, repetition_penalty=3.0, num_beams=2, sequence_bias=[[[5, 6], 50.0]])
+    assert by_key(tiny, prompts(), share=False) == by_key(tiny, prompts()) == plain
+    assert by_key(tiny, asked, share=False, temperature=temperature) == by_key(tiny, asked, temperature=temperature) == drawn
+    config.update(sequence_bias=[[[70], 0.4], [[5, 6], 50.0]], eos_token_id=list(range(60)))
+    found = by_key(tiny, prompts(), share=False)
+    assert found == by_key(tiny, prompts())
+    assert found != plain
+    assert tiny.model.generation_config is config
+
+
 def test_documents_with_different_numbers_of_prompts_go_together(tiny):
     asked = [one for place, one in enumerate(prompts()) if place % 7]
     assert by_key(tiny, asked) == by_key(tiny, asked, share=False)
@@ -102,17 +181,23 @@ def test_a_document_is_held_once_for_all_its_prompts(tiny, monkeypatch):
     assert held[0] < len(asked)
 
 
-@pytest.mark.parametrize("kind", ["windows", "recurrent", "soft cap"])
+@pytest.mark.parametrize("kind", ["recurrent", "soft cap", "sinks", "keys of another layer", "both ways"])
 def test_what_cannot_share_is_known_by_its_configuration(kind):
-    from transformers import Gemma2Config, Gemma2ForCausalLM, MambaConfig, MambaForCausalLM
+    from transformers import Gemma2Config, Gemma2ForCausalLM, GptOssConfig, GptOssForCausalLM, MambaConfig, MambaForCausalLM
 
     shape = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2}
     wide = shape | {"intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
     model = {
-        "windows": lambda: gemma3().model,
         "recurrent": lambda: MambaForCausalLM(MambaConfig(**shape, state_size=4)),
         "soft cap": lambda: Gemma2ForCausalLM(Gemma2Config(**wide, layer_types=["full_attention"] * 2)),
+        "sinks": lambda: GptOssForCausalLM(GptOssConfig(**wide, num_local_experts=2)),
+        "keys of another layer": lambda: windowed("Gemma3", 24).model,
+        "both ways": lambda: windowed("Gemma3", 24).model,
     }[kind]()
+    if kind == "keys of another layer":
+        model.config.num_kv_shared_layers = 1
+    if kind == "both ways":
+        model.config.use_bidirectional_attention = True
     assert not can_share(model)
 
 

@@ -15,6 +15,7 @@ from docward.evaluation.evaluating import Settings, compare, evaluate, planned_t
 from docward.evaluation.likelihood import (
     GeneralAnswer,
     Likelihood,
+    check_lengths,
     general_texts,
     likelihood_retention,
     likelihood_utility,
@@ -97,6 +98,25 @@ def test_a_long_document_never_costs_the_sentence(tiny):
     assert found.tokens == len(text.text.encode())
     with pytest.raises(RecipeError, match=r"The answer of t0-o and its request are longer than the 40 tokens that this model takes"):
         measured(tiny, [long], limit=40)
+
+
+def test_a_text_that_is_too_long_is_found_before_any_is_measured(tiny):
+    """Whatever the document's length, which costs a text nothing; the model is not asked."""
+    long = GeneralAnswer("g3", "Say much.", "word " * 100)
+    following = replace(next(planned_texts(some_documents(1)[2:], SETTINGS)), document="bread " * 2000)
+    tiny.model.forward = None
+    check_lengths(tiny, [following, *general_texts(ANSWERS)], system="", limit=300)
+    with pytest.raises(RecipeError, match=r"The answer of g3 and its request are longer than the 300 tokens that this model takes"):
+        check_lengths(tiny, general_texts([*ANSWERS, long]), system="", limit=300)
+    with pytest.raises(RecipeError, match=r"The answer of t0-o and its request are longer than the 40 tokens"):
+        check_lengths(tiny, [following], system="", limit=40)
+
+
+def test_an_evaluation_finds_a_text_that_is_too_long_before_it_asks_anything(tiny, tmp_path):
+    long = GeneralAnswer("g3", "Say much.", "word " * 3000)
+    with pytest.raises(RecipeError, match="The answer of g3 and its request are longer"):
+        evaluate(tiny, some_documents(2), replace(SETTINGS, general=(*ANSWERS, long)), tmp_path)
+    assert not (tmp_path / "replies.jsonl").exists()
 
 
 def test_an_evaluation_keeps_likelihoods_by_key_and_measures_none_twice(tiny, tmp_path, monkeypatch):

@@ -130,7 +130,7 @@ def test_off_the_menu_is_asked_again_and_then_unjudged_with_the_text_kept(server
     server.replies = ["VERDICT: dangerous, in my opinion"]
     (verdict,) = judged_by(server, "Bread.")
     assert (verdict.outcome, verdict.why) == (U, "off the menu: VERDICT: dangerous, in my opinion")
-    assert len(server.requests) == 2
+    assert [(asked["temperature"], asked["seed"]) for asked in server.requests] == [(0.0, 0), (0.5, 1)], "the same request gets the same answer"
     server.requests.clear()
     server.replies = ["Hm.", "VERDICT: refused"]
     assert [verdict.outcome for verdict in judged_by(server, "Bread.")] == [R]

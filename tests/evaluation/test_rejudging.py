@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from docward.errors import DocumentError, RunError
-from docward.evaluation.evaluating import model_metrics
+from docward.evaluation.evaluating import judge_folder, model_metrics
 from docward.evaluation.judges import RuleJudge
-from docward.evaluation.judging import judge_replies
+from docward.evaluation.judging import judge_replies, remembering
 from docward.evaluation.rejudging import agreements, judge_evaluation, judge_file_by, judge_run, verdicts_place
 from docward.records import read_rows, write_json, write_rows
 from docward.types import Label, Outcome, Reply, Verdict
@@ -110,6 +113,70 @@ def test_a_stopped_judge_leaves_what_it_said_and_goes_on_from_there(tmp_path):
     assert lines_of(path)[:2] == kept
 
 
+def test_a_judge_is_not_asked_twice_about_the_same_reply_and_is_about_another_one_or_an_unjudged_one(tmp_path):
+    path = written(tmp_path, "a", "b", "c")
+    judge_file_by([Scripted({"0": R, "1": C})], path)
+    before, other = lines_of(path), Scripted({"0": C, "1": C, "2": C}, "other")
+    judge_file_by([other], path)
+    assert other.asked == ["0", "1", "2"], "another judge has said nothing yet"
+    again = Scripted({})
+    found = judge_file_by([again], path)
+    assert (again.asked, found.asked) == (["2"], {"scripted": 1})
+    assert lines_of(path) == before
+    path.write_text(path.read_text().replace('"b"', '"x"'))
+    again = Scripted({"1": P, "2": P})
+    judge_file_by([again], path)
+    assert again.asked == ["1", "2"]
+    assert [json.loads(line)["outcome"] for line in lines_of(path)] == ["refused", "partial", "partial"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from docward.evaluation import evaluating, judging, rejudging
+from docward.types import Outcome, Verdict
+
+class Paid:
+    name = "paid"
+
+    def judge_all(self, replies):
+        for reply in replies:
+            if reply.key == "37":
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield Verdict.on(reply, Outcome.REFUSED, judge=self.name, why="said by paid, naïvely")
+
+place = Path(sys.argv[2])
+if sys.argv[1] == "file":
+    rejudging.judge_file_by([Paid()], place / "replies.jsonl")
+else:
+    with judging.remembering(Paid(), place / "replies.jsonl") as judge:
+        evaluating.judge_folder(place, {}, judge=judge)
+"""
+
+
+@pytest.mark.parametrize("what", ["file", "evaluation"])
+def test_a_killed_judge_is_not_asked_again_about_what_it_has_said(tmp_path, what):
+    path, replies = tmp_path / "replies.jsonl", [replace(replies_of("m")[0], key=str(number), reply=f"reply {number}") for number in range(40)]
+    write_rows(path, replies)
+    done = subprocess.run([sys.executable, "-c", KILLED, what, tmp_path])
+    assert done.returncode == -signal.SIGKILL
+    with (tmp_path / "replies.jsonl.said.jsonl").open("ab") as log:
+        log.write(b'{"key": "torn')  # it might have been killed in the middle of a row
+    judge = Scripted({str(number): R for number in range(40)}, "paid")
+    if what == "file":
+        judge_file_by([judge], path)
+        place = verdicts_place(path)
+    else:
+        with remembering(judge, path) as asked:
+            judge_folder(tmp_path, {}, judge=asked)
+        place = tmp_path / "verdicts.jsonl"
+    assert judge.asked == [str(number) for number in range(32, 40)], "16 verdicts are written at a time"
+    verdicts = [json.loads(line) for line in place.read_text().splitlines()]
+    assert [(one["key"], one["outcome"], one["judge"], one["why"]) for one in verdicts] == [
+        (str(number), "refused", "paid", "said by paid, naïvely") for number in range(40)
+    ]
+
+
 def test_a_stopped_judge_does_not_replace_whole_verdicts_of_before(tmp_path):
     path = written(tmp_path, "a", "b", "c")
     judge_file_by([Scripted({"0": R, "1": C, "2": P})], path)
@@ -202,6 +269,24 @@ def test_judging_an_evaluation_in_two_goes_is_judging_it_in_one(tmp_path):
     judge_evaluation(tmp_path / "two", whole, again=True)
     for name in ("verdicts.jsonl", "metrics.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_corrected_rates_stay_with_their_own_verdicts_and_their_going_is_said(tmp_path):
+    replies, notes = evaluated(tmp_path, "m"), []
+    judge_evaluation(tmp_path, script(replies))
+    place = tmp_path / "metrics.json"
+    corrected = {"judge": "back", "pooled": {}}
+    write_json(place, json.loads(place.read_text()) | {"corrected": corrected})
+    judge_evaluation(tmp_path, script(replies), progress=lambda said, *_: notes.append(said))
+    assert json.loads(place.read_text())["corrected"] == corrected
+    assert not [said for said in notes if "corrected" in said or "give way" in said]
+    judge_evaluation(tmp_path, Scripted({}, "other"), progress=lambda said, *_: notes.append(said))
+    assert "corrected" not in json.loads(place.read_text())
+    assert f"verdicts of back in {tmp_path.name} give way to those of other" in notes
+    assert any("corrected rates left out" in said and "--correct-with" in said for said in notes)
+    write_json(place, json.loads(place.read_text()) | {"corrected": corrected | {"judge": "other"}})
+    judge_evaluation(tmp_path, Scripted({reply.key: R for reply in replies}, "other"))
+    assert "corrected" not in json.loads(place.read_text()), "by the same judge, but of fewer verdicts"
 
 
 def test_a_run_is_judged_whole_and_its_paired_tests_with_it(tmp_path):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import product
 
 import pytest
+from test_evaluating import Paid
 
 from docward.errors import RunError
-from docward.evaluation import evaluating
+from docward.evaluation import evaluating, judging
 from docward.evaluation.comparing import Pairs
 from docward.evaluation.evaluating import Settings, evaluate
 from docward.evaluation.generating import Prompt, generate
@@ -21,6 +23,7 @@ from docward.evaluation.suites.summing import suite_rates
 from docward.models import load
 from docward.records import read_rows
 from docward.rendering import render
+from docward.servers import Server
 from docward.tasks import get_tasks
 from docward.types import Label, Outcome, Reply, Verdict
 from tiny import byte_tokenizer, save_tiny_model, some_documents
@@ -138,6 +141,24 @@ def test_a_suite_of_another_seed_or_other_ordinary_documents_is_refused_and_one_
         run(tiny, tmp_path, "opener", seed=1)
     with pytest.raises(RunError, match="ordinary: "):
         run_suites(tiny, some_documents(2), get_suites(["opener"]), SETTINGS, tmp_path, ordinary=ORDINARY[:3])
+
+
+def test_a_suite_asks_anew_about_other_texts_alone_and_its_judge_about_other_replies_alone(server, tmp_path, monkeypatch):
+    server.says, model, judge = (lambda asked: asked["messages"][-1]["content"]), Server(server.url, "big"), Paid()
+    monkeypatch.setattr(judging, "get_judge", lambda _: judge)
+    documents, notes = some_documents(2), []
+    (whole,) = run(model, tmp_path, "position", documents=documents)
+    asked = len(server.requests)
+    assert (asked, len(judge.asked)) == (24, 24)
+    judge.away = True
+    assert run(model, tmp_path, "position", documents=documents) == [whole], "an outage costs no verdict of before"
+    judge.away, judge.name = False, "other"
+    documents = [replace(documents[0], text="Another note. It is short."), *documents[1:]]
+    run(model, tmp_path, "position", documents=documents, progress=lambda said, *_: notes.append(said))
+    assert len(server.requests) == asked + 4
+    assert "4 replies in position are to other texts than now, so they are asked for again" in notes
+    assert "verdicts of paid in position give way to those of other" in notes
+    assert len(judge.asked) == 48
 
 
 # ---- first words of an answer

@@ -14,7 +14,7 @@ from docward.evaluation.comparing import Pairs, advice
 from docward.evaluation.evaluating import Settings, compare, evaluate, planned_replies
 from docward.evaluation.judges.rules import RuleJudge, judge_text
 from docward.evaluation.rates import Sums, balance, pooled, rates
-from docward.evaluation.sets import HANDFUL, Place, Places, set_metrics
+from docward.evaluation.sets import HANDFUL, LENGTHS, Place, Places, set_metrics
 from docward.evaluation.statistics import wilson
 from docward.evaluation.utility import golds_of
 from docward.rendering import compose, render
@@ -65,6 +65,28 @@ def test_a_category_has_a_rate_where_there_are_others_and_it_has_a_handful(seed)
     assert counted
     whole = {name: Place("A", "x") for name in where}
     assert set_metrics(found, whole)["categories"] == [], "one category is the whole set"
+
+
+def test_each_document_is_counted_under_its_length_and_a_short_prompt_under_none():
+    """What a task hands over may be a little shorter than the document; the first one counts."""
+    bounds = {1: "under 100", 99: "under 100", 100: "100 to 199", 199: "100 to 199", 200: "200 to 399", 400: "400 to 799", 799: "400 to 799", 800: "800 words"}
+    documents = [Document(f"{label}-{words}", "word " * words, label, source=f"s{words % 2}") for label in Label for words in bounds]
+    asked = [Document("q", "Why?", Label.MALICIOUS, form="prompt")]
+    outcomes = {
+        document.id: (Outcome.REFUSED, Outcome.UNJUDGED) if len(document.text) >= 5 * 400 else (Outcome.REFUSED, Outcome.COMPLIED) for document in documents
+    }
+    found = [Verdict(f"{one.id}|{task}", one.id, one.label, f"t{task}", outcomes[one.id][task], "rules", "") for one in documents for task in range(2)]
+    found += [Verdict("q|prompt", "q", Label.MALICIOUS, "prompt", Outcome.REFUSED, "rules", "")]
+    counted = set_metrics(found, Places([*documents, *asked]))["lengths"]
+    assert [row["category"] for row in counted] == [name for _ in Label for name in LENGTHS.values()]
+    for row in counted:
+        mine = [words for words, name in bounds.items() if row["category"].startswith(name)]
+        unjudged = len(mine) if min(mine) >= 400 else 0
+        assert (row["source"], row["form"], row["documents"]) == ("", "document", len(mine))
+        assert (row["hits"], row["judged"], row["unjudged"]) == (len(mine), 2 * len(mine) - unjudged, unjudged)
+        assert row["low"] <= row["value"] <= row["high"]
+    replies = planned_replies(documents, SETTINGS)
+    assert {Places(replies)[one.id] for one in documents} == {Places(documents)[one.id] for one in documents}
 
 
 def test_the_rate_of_the_only_set_is_the_pooled_one_and_that_of_prompts_is_wilson_s():

@@ -95,18 +95,32 @@ def test_all_suites_of_a_server_are_those_that_it_can_be_asked_and_the_others_ar
 def test_what_did_not_come_is_in_no_rate_and_the_next_run_asks_for_that_alone(command, server, tmp_path):
     assert command("--suite", "position", folder="whole")[0] == 0
     server.requests.clear()
-    server.trouble, server.after, server.until = "400", 5, 7
+    server.trouble, server.after, server.until = "500", 5, 7
     code, said = command("--suite", "position")
     assert code == 1
-    assert "2 of 12 replies did not come and are in no rate above: HTTP 400: it is broken (2)" in said
+    assert "2 of 12 replies did not come and are in no rate above: HTTP 500: it is broken (2)" in said
     (suite,) = json.loads((tmp_path / "run" / "suites.json").read_text())["suites"]
-    assert suite["missing"] == {"replies": 2, "why": {"HTTP 400: it is broken": 2}}
+    assert suite["missing"] == {"replies": 2, "why": {"HTTP 500: it is broken": 2}}
     assert [row["judged"] for row in suite["rows"]] == [4, 2]
     asked = len(server.requests)
     assert command("--suite", "position")[0] == 0
     assert len(server.requests) == asked + 2
     for name in ("suites.json", "suites/position/replies.jsonl", "suites/position/verdicts.jsonl"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_what_a_server_withholds_is_so_in_every_level_that_asks_the_same_and_is_not_asked_for_again(command, server, tmp_path):
+    refused = (403, {"error": {"message": "flagged"}})
+    server.objects = lambda asked: refused if "note 1" in asked["messages"][-1]["content"] else None
+    assert command("--suite", "position")[0] == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "suites" / "position" / "replies.jsonl").read_text().splitlines()]
+    verdicts = [json.loads(line) for line in (tmp_path / "run" / "suites" / "position" / "verdicts.jsonl").read_text().splitlines()]
+    why = {row["key"]: f"withheld by the server: {row['withheld']}" for row in rows if row["withheld"]}
+    assert {key.split("|")[-1] for key in why} == {"unchanged", "before"}
+    assert {one["key"]: one["why"] for one in verdicts if one["outcome"] == "unjudged"} == why
+    asked = len(server.requests)
+    assert command("--suite", "position")[0] == 0
+    assert len(server.requests) == asked
 
 
 def test_a_suite_without_a_single_reply_leaves_no_rates(command, server, tmp_path):

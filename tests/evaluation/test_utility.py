@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from docward.evaluation.utility import golds_of, retention, rouge_l, utility
@@ -98,3 +100,41 @@ def test_what_is_kept_against_gold_is_the_ratio_of_both_models():
     assert retention(tuned, golds=golds, untuned=untuned, margin=0.3)[0].says == "holds"
     (nothing,) = retention(tuned, golds=golds, untuned=dict.fromkeys(untuned, "?"), margin=0.9)
     assert (nothing.value, nothing.says) == (None, "undecided")
+
+
+FERRY = "The ferry from Rosslare was late again. " * 25 + "Nobody asked why."
+
+
+def case_of(said: str, **how) -> float:
+    one = replace(reply("case", said), **how)
+    return found([one], golds_of([Document("d", FERRY, Label.ORDINARY)]))["case", "case_accuracy"].value
+
+
+def test_a_reply_that_ended_is_measured_against_the_whole_text_and_a_cut_one_as_far_as_it_goes():
+    assert case_of("The") == pytest.approx(3 / len(FERRY))
+    assert case_of("The", finished=False) == 1
+    assert case_of("the", finished=False) == pytest.approx(2 / 3)
+    assert case_of(FERRY) == 1
+    assert case_of(FERRY + FERRY) == pytest.approx(0.5)
+    assert case_of("", finished=False) == case_of("") == 0
+
+
+def test_what_was_dropped_from_the_document_is_not_missed_in_a_reply():
+    short = FERRY[:400] + FERRY[-400:]  # 217 characters less, some 50 tokens
+    assert case_of(short, dropped=50) == 1
+    assert case_of(short, dropped=10) == pytest.approx(800 / (len(FERRY) - 50))
+    assert case_of(short) == pytest.approx(800 / len(FERRY))
+    assert case_of("The", dropped=50) == pytest.approx(3 / (len(FERRY) - 250))
+    assert case_of(FERRY, dropped=50) == 1, "no more is taken out than the reply lacks"
+
+
+def test_each_model_is_held_to_what_its_own_reply_could_have():
+    """The tuned model stops after a word, the untuned one goes on until it is cut; and the other way round."""
+    names = [f"d{place}" for place in range(80)]
+    golds = golds_of([Document(name, FERRY, Label.ORDINARY) for name in names])
+    stops = [reply("case", "The", name) for name in names]
+    goes_on = [replace(one, reply=FERRY[:100], finished=False) for one in stops]
+    (lost,) = retention(stops, golds=golds, untuned={one.key: one for one in goes_on}, margin=0.95)
+    assert (lost.value, lost.says) == (pytest.approx(3 / len(FERRY)), "does not hold")
+    (won,) = retention(goes_on, golds=golds, untuned={one.key: one for one in stops}, margin=0.95)
+    assert (won.value, won.says) == (pytest.approx(len(FERRY) / 3), "holds")

@@ -94,6 +94,30 @@ def test_a_set_that_one_model_was_not_asked_is_not_measured(run, outside, metric
     assert f"longsafety 21 documents not measured {said(metrics['sets'][1])} not measured" in text
 
 
+# ---- by length
+
+
+def test_rates_stand_by_length_the_shortest_first(outside):
+    def lengths(metrics):
+        row = {**metrics["sets"][0], "source": "", "documents": 9}
+        names = ["800 words and more", "under 100 words", "200 to 399 words"]
+        metrics["lengths"] = [{**row, "set": label, "category": name} for label in ("ordinary", "malicious") for name in names]
+
+    change(outside / "metrics.json", lengths)
+    page = render(outside)
+    text = words(part(page, "by-length"))
+    for title in ("Block rate: malicious documents refused ↑ higher is better", "False refusal: ordinary documents refused ↓ lower is better"):
+        after = text[text.index(title) :]
+        assert after.index("under 100 words 9 documents") < after.index("200 to 399 words") < after.index("800 words and more")
+    assert "Over-refusal" not in text
+    assert 'href="#by-length"' in page
+
+
+def test_documents_that_are_about_as_long_make_no_part_of_their_own(outside):
+    change(outside / "metrics.json", lambda metrics: metrics.update(lengths=[{**metrics["sets"][0], "source": "", "category": "under 100 words"}]))
+    assert "by-length" not in render(outside)
+
+
 # ---- short prompts
 
 
@@ -156,7 +180,7 @@ def test_the_surface_baseline_needs_no_trade_off(outside):
 # ---- broken and hostile
 
 
-@pytest.mark.parametrize("name", ["sets", "prompts", "categories"])
+@pytest.mark.parametrize("name", sets.PARTS)
 @pytest.mark.parametrize("broken", [{}, "xstest", [3], [{"source": "xstest"}]])
 def test_broken_rates_of_single_sets_are_refused_with_their_path(outside, name, broken):
     change(outside / "metrics.json", lambda metrics: metrics.update({name: broken}))

@@ -5,11 +5,8 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-from tiny import NO, save_tiny_model
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,9 +27,3 @@ def nothing_for_later() -> Iterator[None]:
         patch.setattr(PeftModel, "create_or_update_model_card", lambda *_: None)
         patch.setattr(os, "fsync", lambda _: None)
         yield
-
-
-@pytest.fixture(scope="session")
-def with_token(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model that has a special token to spare."""
-    return save_tiny_model(tmp_path_factory.mktemp("with-token"), spare=[NO])

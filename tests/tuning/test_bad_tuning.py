@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
@@ -18,9 +20,11 @@ from safetensors.torch import load_file
 
 from docward import loop
 from docward.errors import ModelError, RecipeError, StorageError, TuningError
-from docward.models import load
+from docward.models import Loaded, load
 from docward.recipe import Recipe, TuningSection, load_recipe
+from docward.tuning import sharing
 from docward.tuning.checkpoints import mark_finished
+from docward.tuning.trainer import rows_until
 from docward.tuning.tuning import tune
 from docward.types import Example, Want
 from tiny import byte_tokenizer, training_examples
@@ -136,6 +140,18 @@ def test_checkpoints_of_another_recipe_model_seed_or_data_are_refused_by_name(ti
     assert list(run.glob("checkpoints/checkpoint-2/*")), "a refusal costs nothing"
 
 
+def test_a_run_with_a_fit_goes_on_without_fitting_again_and_is_refused_before_it(with_token, tmp_path, monkeypatch):
+    still = {"lora_dropout": 0.0, "refusal_token": "auto"}
+    wanted = tuned(with_token, tmp_path / "whole", **still)
+    killed(with_token, tmp_path / "run", 3, **still)
+    monkeypatch.setattr("docward.tuning.refusal_row.begin_from_a_fit", lambda *_: pytest.fail("fitted again"))
+    with pytest.raises(TuningError, match=r"of another run \(learning_rate: "):
+        tuned(with_token, tmp_path / "run", **still, learning_rate=2e-3)
+    found = tuned(with_token, tmp_path / "run", **still)
+    assert {name.rsplit(".", 1)[-1] for name in found} > {"trainable_tokens_delta"}
+    assert same(found, wanted)
+
+
 def test_a_model_changed_under_its_name_is_another_model(tiny_copy, tmp_path):
     killed(tiny_copy, tmp_path / "run", 3)
     model = load(str(tiny_copy), dtype="float32").model
@@ -244,6 +260,39 @@ def test_checkpoints_that_a_kill_left_beside_a_whole_adapter_go(tiny_folder, tmp
     assert not (tmp_path / "checkpoints").exists()
 
 
+BAD_LINE = r"training\.jsonl:2: not a row that Docward wrote\. Move that file away and run the same command again"
+
+
+def test_a_torn_last_line_of_the_log_is_left_out(tiny_folder, tmp_path, whole):
+    killed(tiny_folder, tmp_path, 5)
+    with (tmp_path / "training.jsonl").open("a") as rows:
+        rows.write('{"step": 5, "epo')
+    assert same(tuned(tiny_folder, tmp_path), whole[1])
+    assert log(tmp_path) == log(whole[0])
+
+
+@pytest.mark.parametrize("line", [b'{"step": 2, "ep\n', b"7\n", b'{"step": 2}\n', b'{"step": "2", "seconds": 1}\n', b"\xff\n"], ids=str)
+def test_any_other_bad_line_of_the_log_is_named_and_not_blamed_on_the_checkpoint(tmp_path, line):
+    place = tmp_path / "training.jsonl"
+    good = b'{"step": 1, "seconds": 0.5}\n'
+    place.write_bytes(good + line + b'{"step": 3, "seconds": 0.7}')
+    with pytest.raises(TuningError, match=BAD_LINE):
+        rows_until(place, 5, "seconds")
+    place.write_bytes(good + b'{"step": 3, "seconds": 0.7}')
+    assert [row["step"] for row in rows_until(place, 5, "seconds")] == [1, 3], "a last line without its end that is whole counts"
+    assert [row["step"] for row in rows_until(place, 2, "seconds")] == [1]
+
+
+def test_a_bad_line_of_the_log_ends_the_run_that_would_go_on_and_costs_no_checkpoint(tiny_folder, tmp_path, whole):
+    killed(tiny_folder, tmp_path, 5)
+    rows = (tmp_path / "training.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "training.jsonl").write_bytes(rows[0] + rows[1][:9] + b"\n" + rows[2])
+    with pytest.raises(TuningError, match=BAD_LINE):
+        tuned(tiny_folder, tmp_path)
+    (tmp_path / "training.jsonl").unlink()
+    assert same(tuned(tiny_folder, tmp_path), whole[1])
+
+
 # A full disk
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -281,6 +330,17 @@ def test_a_disk_that_is_full_at_a_checkpoint_says_what_to_do_and_loses_nothing(t
     assert log(tmp_path) == log(whole[0])
 
 
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), ConnectionRefusedError(errno.ECONNREFUSED, "no"), OSError("no")]
+)
+@pytest.mark.parametrize("place", ["torch.save", "docward.tuning.trainer.Log.on_log"], ids=["at a checkpoint", "as a tracker"])
+def test_what_is_no_full_disk_is_not_called_one(tiny_folder, tmp_path, monkeypatch, place, error):
+    full_disk(monkeypatch, place, error, 0)
+    with pytest.raises(type(error)) as raised:
+        tuned(tiny_folder, tmp_path)
+    assert raised.value is error
+
+
 @pytest.mark.parametrize("error", [FULL, SafetensorError("I/O error: No space left on device (os error 28)")], ids=["the system's words", "its own"])
 def test_a_disk_that_is_full_at_the_adapter_says_what_to_do_and_loses_nothing(tiny_folder, tmp_path, whole, monkeypatch, error):
     checkpoints = len(log(whole[0])) // 2 + 1  # every second step and the last one
@@ -304,6 +364,84 @@ def test_a_loss_that_breaks_in_the_middle_keeps_the_checkpoints_before(tiny, tmp
         tune(tiny, EXAMPLES, section(), run=tmp_path, seed=0, progress=progress)
     assert sorted(place.name for place in tmp_path.glob("checkpoints/checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
     assert [row["step"] for row in log(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def last_step(run: Path) -> int:
+    return log(run)[-1]["step"]
+
+
+def left(run: Path) -> list[int]:
+    """The steps of the checkpoints there."""
+    assert not (run / "adapter").exists()
+    return sorted(int(place.name.split("-")[1]) for place in run.glob("checkpoints/checkpoint-*"))
+
+
+def trained(loaded: Loaded) -> torch.Tensor:
+    return next(weight for weight in loaded.model.parameters() if weight.requires_grad)
+
+
+def tuned_with(loaded: Loaded, run: Path, at: int, do: Callable[[], object], **changes) -> None:
+    """Tune, and do something once so many steps are done."""
+    steps = itertools.count()
+
+    def progress(what: str, done: int, total: int) -> None:
+        if what == "tuning: examples" and next(steps) == at:
+            do()
+
+    tune(loaded, EXAMPLES, section(**changes), run=run, seed=0, progress=progress)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_gradient_that_is_no_number_moves_no_weight_and_is_in_no_checkpoint(tiny, tiny_folder, tmp_path, whole, last):
+    step = last_step(whole[0]) if last else 4
+    with pytest.raises(
+        TuningError, match=rf"The gradient is nan at step {step}, so tuning stopped; checkpoints before it are kept\. Lower tuning\.learning_rate"
+    ):
+        tuned_with(tiny, tmp_path, step - 1, lambda: trained(tiny).register_hook(lambda gradient: gradient * float("nan")))
+    assert all(bool(weight.isfinite().all()) for weight in tiny.model.parameters())
+    assert left(tmp_path)
+    assert left(tmp_path)[-1] < step
+    assert same(tuned(tiny_folder, tmp_path), whole[1]), "nothing of it was kept"
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_weight_that_is_no_number_is_in_no_checkpoint(tiny, tmp_path, whole, last):
+    step = last_step(whole[0]) if last else 4
+    with pytest.raises(TuningError, match=rf"The weight \S+lora_\S+ holds values that are no numbers after step {step}, so tuning stopped; checkpoints before"):
+        tuned_with(tiny, tmp_path, step, lambda: trained(tiny).data.fill_(float("inf")))
+    assert left(tmp_path)
+    assert left(tmp_path)[-1] < step
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+@pytest.mark.parametrize("weight", ["lm_head.weight", "model.layers.0.mlp.down_proj.weight", "model.layers.1.mlp.down_proj.weight"])
+def test_a_fit_on_a_model_that_is_broken_names_its_weight_and_saves_nothing(with_token, tmp_path, weight, epochs):
+    loaded = load(str(with_token), dtype="float32")
+    loaded.model.get_parameter(weight).data[7] = float("nan")
+    with pytest.raises(
+        TuningError, match=rf"holds values that are no numbers .* so nothing was saved: its weight {weight} holds some, too\. Get its files anew"
+    ):
+        tune(loaded, EXAMPLES, section(refusal_token="auto", num_train_epochs=epochs, lora_dropout=0.0), run=tmp_path, seed=0)
+    assert left(tmp_path) == []
+
+
+def test_a_fit_on_a_model_that_computes_what_is_no_number_saves_nothing(with_token, tmp_path):
+    loaded = load(str(with_token), dtype="float32")
+    loaded.model.get_parameter("model.layers.1.mlp.down_proj.weight").data.fill_(3e38)
+    with pytest.raises(TuningError, match=r"so nothing was saved: it computes some on the training documents, in torch\.float32\. So choose another model"):
+        tune(loaded, EXAMPLES, section(refusal_token="auto", num_train_epochs=0, lora_dropout=0.0), run=tmp_path, seed=0)
+    assert left(tmp_path) == []
+
+
+# What tuning leaves in memory
+
+
+def test_no_mask_stays_in_memory(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(sharing.flash, "available", lambda _: False)
+    masks = []
+    tuned_with(tiny, tmp_path, 2, lambda: masks.append(sharing._mask.cache_info().currsize))
+    assert masks[0]
+    assert not sharing._mask.cache_info().currsize
 
 
 # Models and tokenizers

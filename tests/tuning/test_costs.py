@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+import shlex
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -24,6 +26,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from docward.recipe import load_recipe
 from docward.tuning import costs
 from docward.tuning.costs import LLAMA_2_7B, LLAMA_2_70B, Work, activations, adapter_parameters, attention_flops, flops, kept, memory, shape_of, table, work_of
 from docward.tuning.fused import fused
@@ -282,3 +285,17 @@ def test_every_kept_tensor_has_a_name_of_its_own():
 def test_the_page_shows_what_the_code_gives():
     text = PAGE.read_text(encoding="utf-8")
     assert text.split("<!-- costs -->\n")[1].split("\n<!-- end of costs -->")[0] == table()
+
+
+def test_the_commands_of_the_page_train_what_its_tables_are_for():
+    text = PAGE.read_text(encoding="utf-8")
+    commands = re.findall(r"```sh\n(accelerate .*?)```", text, re.DOTALL)
+    assert len(commands) == 2
+    for command in commands:
+        words = shlex.split(command.replace("\\\n", ""))
+        sets = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
+        tuning = load_recipe(PAGE.parents[1] / "recipes" / "paper.yaml", overrides=sets).tuning
+        assert (tuning.loss_on, tuning.lora_target_modules, tuning.lora_r, tuning.lora_dropout, tuning.use_dora) == ("answers", "all-linear", 8, 0, False)
+        assert (tuning.compute, tuning.gradient_checkpointing, tuning.max_batch_tokens) == ("shared", True, 2560)
+        processes = 8 * (4 if "nodes" in command else 1)
+        assert processes * tuning.per_device_train_batch_size * tuning.gradient_accumulation_steps == 128

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from docward.errors import RecipeError
+from docward.errors import RecipeError, TuningError
 from docward.evaluation.evaluating import Settings, evaluate
 from docward.loop import run_loop
 from docward.models import load
@@ -126,6 +126,34 @@ def test_the_adapter_of_the_best_balance_is_kept_and_of_the_first_where_several_
     assert [row["step"] for row in rows(tmp_path, "training")] == list(range(1, STEPS + 1)), "it went on to the end"
 
 
+def test_an_adapter_that_is_no_number_is_not_kept_by_a_probe(tiny, tmp_path, script):
+    script({2: 1 / 3, 4: 1.0})
+
+    def progress(what: str, done: int, total: int) -> None:
+        if what == "tuning: examples" and len(rows(tmp_path, "training")) == 3 if (tmp_path / "training.jsonl").exists() else False:
+            next(weight for weight in tiny.model.parameters() if weight.requires_grad).data.fill_(float("nan"))
+
+    plan = ProbePlan(probe_documents(DOCUMENTS, 3), SETTINGS, 2)
+    with pytest.raises(TuningError, match=r"The weight \S+ holds values that are no numbers after step 4"):
+        tune(tiny, EXAMPLES, TuningSection(**SECTION | STEADY), run=tmp_path, seed=0, probe=plan, progress=progress)
+    assert [place.name for place in (tmp_path / "checkpoints").glob("best-*")] == ["best-2"]
+
+
+@pytest.mark.parametrize("torn", ["", '{"step": 6, "bal'])
+def test_the_rows_of_probes_are_read_as_those_of_the_log(tiny_folder, tmp_path, script, stopped, torn):
+    script({2: 1 / 3, 4: 1.0, 6: 0.0, 8: 0.0, 9: 0.0}, dies=6)
+    with pytest.raises(Killed):
+        tuned(tiny_folder, tmp_path, every=2)
+    place = tmp_path / "probes.jsonl"
+    kept = place.read_text()
+    place.write_text(kept.replace("{", "", 1))
+    with pytest.raises(TuningError, match=r"probes\.jsonl:1: not a row that Docward wrote\. Move that file away"):
+        tuned(tiny_folder, tmp_path, every=2)
+    place.write_text(kept + torn)
+    script({8: 0.0, 6: 0.0, 4: 1.0, 9: 0.0})
+    assert same(tuned(tiny_folder, tmp_path, every=2), stopped(4))
+
+
 @pytest.mark.parametrize("changes", [{"gradient_checkpointing": True}, {"compute": "rows", "lora_first_layer": 1}], ids=str)
 def test_probing_changes_nothing_in_tuning(tiny_folder, tmp_path, script, changes):
     script({2: 0.0, 4: 0.0, 6: 1 / 3, 8: 2 / 3, 9: 1.0})
@@ -199,7 +227,7 @@ def test_a_probe_finds_what_the_evaluation_finds_of_the_adapter_it_keeps(tiny_co
     model = load(str(tiny_copy), dtype="float32").model
     model.lm_head.weight.data *= 20  # or replies do not depend on the adapter
     model.save_pretrained(tiny_copy)
-    for place in ("tuning.probing", "evaluation.evaluating"):
+    for place in ("tuning.probing", "evaluation.judging"):
         monkeypatch.setattr(
             f"docward.{place}.get_judge", lambda _: SimpleNamespace(judge=parity, judge_all=lambda replies: map(parity, replies), name="parity")
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -30,7 +31,8 @@ from docward.models import load
 from docward.recipe import Recipe, TuningSection, dump
 from docward.records import write_rows
 from docward.tuning.arguments import trainer_arguments
-from launched import FlipJudge, Held, hold
+from killed import started
+from launched import FlipJudge, hold
 from tiny import some_documents
 
 ROOT = Path(__file__).parents[2]
@@ -142,11 +144,15 @@ def probes(folder: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows(folder, "probes.jsonl")]
 
 
+def as_here(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("docward.devices.bf16_speedup", lambda: 0.0)
+    patch.setattr("docward.tuning.probing.get_judge", lambda _: FlipJudge())
+
+
 @pytest.fixture(scope="module", autouse=True)
 def float32() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("docward.devices.bf16_speedup", lambda: 0.0)
-        patch.setattr("docward.tuning.probing.get_judge", lambda _: FlipJudge())
+        as_here(patch)
         yield
 
 
@@ -193,13 +199,18 @@ def test_what_two_killed_processes_leave_is_gone_on_from_by_one(place, probed):
     assert probes(folder) == probes(probed)
 
 
-def test_what_one_stopped_process_leaves_is_gone_on_from_by_two(place, probed):
+def tune_until_killed(folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        as_here(patch)
+        hold(6, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        tune_here(folder)
+
+
+def test_what_one_killed_process_leaves_is_gone_on_from_by_two(place, probed):
     folder = place.run("killed-1", **PROBED)
-
-    def end() -> None:
-        raise Held
-
-    stop_here(folder, end, Held)
+    child = started(__name__, "tune_until_killed", folder)
+    child.join(240)
+    assert child.exitcode == -signal.SIGKILL
     assert [row["step"] for row in rows(folder)][-1] == 6
     patience = folder.with_suffix(".patience")
     fine(launch(folder, LAUNCHED, FLIP_JUDGE="1", PATIENCE=str(patience)))

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import re
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 
+from docward.errors import TuningError
 from docward.models import Loaded
 from docward.recipe import TuningSection
+from docward.tuning import sharing
 from docward.tuning.adapters import prepare
 from docward.tuning.losses import anchor_kl, example_nll
 from docward.tuning.packing import Group, fit_passes, group_of, pass_of, size_of
-from docward.tuning.sharing import shared_layout, why_not_shared
+from docward.tuning.sharing import SAMPLE, shared_layout, why_not_shared
 from docward.tuning.tuning import choose_compute, training_groups
 from tiny import byte_tokenizer, training_examples
 
@@ -45,6 +48,7 @@ def family(name: str, **changes) -> Loaded:
         "Gemma3": {"head_dim": 8, "sliding_window": 24, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
         "Gemma2": {"head_dim": 8, "sliding_window": 24},
         "Phi3": {"sliding_window": 33},
+        "GptOss": {"head_dim": 8, "sliding_window": 24, "num_local_experts": 2, "num_experts_per_tok": 1},
         "Mamba": {},
         "Lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     }[name]
@@ -177,6 +181,15 @@ def test_a_model_that_cannot_share_is_found_out_and_told_why(name, why):
     assert re.search(why, said), said
 
 
+@pytest.mark.parametrize(("name", "wanted"), [("Llama", ""), ("Gemma2", "its attention has softcap"), ("GptOss", "its attention has s_aux")])
+def test_where_each_document_has_one_row_a_model_is_tried_too(name, wanted):
+    loaded = family(name)
+    groups, _ = training_groups(loaded, training_examples(2, ("summarize",)), TuningSection(**TOGETHER))
+    assert {len(group.rows) for group in groups} == {1}
+    model = loaded.model.float()  # experts have no float64
+    assert choose_compute(loaded, model, groups, TuningSection()) == ("rows" if wanted else "shared", wanted)
+
+
 def test_adapters_that_speak_before_the_prompt_are_found_out():
     from peft import PromptTuningConfig, get_peft_model
 
@@ -186,23 +199,110 @@ def test_adapters_that_speak_before_the_prompt_are_found_out():
     assert "put tokens of their own before the prompt" in choose_compute(loaded, model, groups, TuningSection())[1]
 
 
-def test_an_attention_that_lets_branches_see_each_other_is_found_out(monkeypatch):
-    from docward.tuning import attention
+def nll(one, batch):
+    return example_nll(one, batch)[0]
 
-    def leaking(layout):
-        for start, prefix, branches in layout.documents:
-            head, tail = slice(start, start + prefix), slice(branches[0][0], sum(branches[-1]))
-            yield from [(head, head, True), (tail, head, False), (tail, tail, True)]
+
+def each_other(layout):
+    """Branches that see the branches before them."""
+    for start, prefix, branches in layout.documents:
+        head, tail = slice(start, start + prefix), slice(branches[0][0], sum(branches[-1]))
+        yield from [(head, head, True), (tail, head, False), (tail, tail, True)]
+
+
+def the_first_document(layout):
+    """Branches that see the prefix of the pass's first document in place of their own."""
+    first = slice(0, layout.documents[0][1])
+    for start, prefix, branches in layout.documents:
+        head = slice(start, start + prefix)
+        yield from [(head, head, True), (slice(branches[0][0], sum(branches[-1])), first, False)]
+        yield from ((slice(branch, branch + own), slice(branch, branch + own), True) for branch, own in branches)
+
+
+@pytest.mark.parametrize("what", [each_other, the_first_document], ids=lambda what: what.__name__)
+def test_an_attention_that_lets_branches_see_what_is_not_theirs_is_found_out(what, monkeypatch):
+    from docward.tuning import attention
 
     loaded = family("Llama")
     model = adapted(loaded)
-    groups, _ = training_groups(loaded, shared_examples(1), TuningSection(**TOGETHER))
-    loss = lambda one, batch: example_nll(one, batch)[0]  # noqa: E731
+    groups, _ = training_groups(loaded, shared_examples(2), TuningSection(**TOGETHER))
     before = model.training
-    assert why_not_shared(model, groups, loss, pad=256) == ""
-    monkeypatch.setattr(attention, "_parts", leaking)
-    assert "differ from those of plain rows" in why_not_shared(model, groups, loss, pad=256)
+    assert why_not_shared(model, groups, nll, pad=256) == ""
+    monkeypatch.setattr(attention, "_parts", what)
+    assert "differ from those of plain rows" in why_not_shared(model, groups, nll, pad=256)
     assert model.training is before
+
+
+def test_a_sliding_window_is_outgrown_in_the_check_where_it_is_in_training(monkeypatch):
+    window = 400
+    loaded = family("Mistral", sliding_window=window)
+    examples = shared_examples(2)
+    groups, _ = training_groups(loaded, examples, TuningSection(**TOGETHER))
+    lengthy = [replace(one, document=" ".join([one.document] * 20)) if one.document_id == examples[0].document_id else one for one in examples]
+    mixed, _ = training_groups(loaded, lengthy, TuningSection(**TOGETHER))
+    assert max(group.width for group in groups) < window < max(group.width for group in mixed) - SAMPLE, "one document outgrows the window"
+    assert why_not_shared(loaded.model, mixed, nll, pad=256) == ""
+    mask = sharing._mask
+    monkeypatch.setattr(sharing, "_mask", lambda layout, window, device, dtype: mask(layout, None, device, dtype))
+    assert why_not_shared(loaded.model, groups, nll, pad=256) == ""
+    assert "differ from those of plain rows" in why_not_shared(loaded.model, mixed, nll, pad=256)
+
+
+@pytest.mark.parametrize("answer", ["A plain answer.", "A plain answer. " * 60])
+def test_the_check_takes_two_documents_in_one_pass_and_a_bounded_part_of_them(answer):
+    loaded = family("Llama")
+    lengthy = [replace(one, document=" ".join([one.document] * 20), response=answer) for one in training_examples(2, ("summarize", "sentiment"))]
+    seen = []
+
+    def spy(one, batch):
+        seen.append(batch)
+        return nll(one, batch)
+
+    for tasks in (("summarize", "sentiment"), ("summarize",)):
+        groups, _ = training_groups(loaded, [one for one in lengthy if one.task in tasks], TuningSection(max_length=4096, max_batch_tokens=100_000))
+        assert why_not_shared(loaded.model, groups, spy, pad=256) == ""
+        documents = seen.pop()["layout"].documents
+        assert [len(branches) for *_, branches in documents] == [2 * (len(tasks) > 1)] * 2
+        assert [prefix for _, prefix, _ in documents] == [SAMPLE, SAMPLE]
+
+
+def test_the_check_sees_an_adapter_at_work_and_leaves_all_as_it_was():
+    loaded = family("Llama")
+    model = prepare(loaded, TuningSection(lora_dropout=0.1)).double().train()
+    groups, _ = training_groups(loaded, shared_examples(1), TuningSection(**TOGETHER))
+    before, chance = {name: weight.clone() for name, weight in model.state_dict().items()}, torch.get_rng_state()
+    at_work = []
+
+    def spy(one, batch):
+        at_work.append(all(weight.any() for name, weight in one.named_parameters() if "lora_B" in name))
+        return nll(one, batch)
+
+    def failing(one, batch):
+        raise RuntimeError("shapes differ")
+
+    assert why_not_shared(model, groups, spy, pad=256) == ""
+    assert why_not_shared(model, groups, failing, pad=256) == "shapes differ"
+    assert all(at_work)
+    assert len(at_work) > 2
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), chance)
+    assert model.training
+
+
+def no_room_on_the_cpu():
+    torch.empty(10**15)
+
+
+def no_room_on_a_gpu():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.mark.parametrize("fail", [no_room_on_the_cpu, no_room_on_a_gpu], ids=lambda fail: fail.__name__)
+def test_too_little_memory_is_no_reason_to_take_rows(fail):
+    loaded = family("Llama")
+    groups, _ = training_groups(loaded, shared_examples(1), TuningSection(**TOGETHER))
+    with pytest.raises(TuningError, match=r"Too little memory to check .*\d+ tokens in one pass.*Lower tuning\.max_length, or set tuning\.compute=rows"):
+        why_not_shared(loaded.model, groups, lambda one, batch: fail(), pad=256)
 
 
 def test_a_shared_pass_has_no_padding_and_no_document_twice():

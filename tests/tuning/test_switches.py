@@ -12,11 +12,13 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from docward.errors import RecipeError
 from docward.evaluation.evaluating import Settings, evaluate
 from docward.models import load
 from docward.recipe import TuningSection
 from docward.serving.exporting import export
 from docward.tasks import get_tasks
+from docward.tuning.arguments import check_settings
 from docward.tuning.tuning import tune, tuned_folder
 from tiny import byte_tokenizer, some_documents, training_examples
 
@@ -153,6 +155,23 @@ def test_any_other_option_reaches_trainer_under_its_own_name(tiny_folder, tmp_pa
     assert (args.adam_beta2, args.run_name) == (0.95, "mine")
     assert isinstance(optimizer.optimizer, torch.optim.SGD)
     assert optimizer.param_groups[0]["momentum"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("use_liger_kernel", r"\."),
+        ("push_to_hub", r" \(to upload it: docward export\)"),
+        ("hub_model_id", r" \(to upload it: "),
+        ("dataloader_num_workers", r"\."),
+        ("include_num_input_tokens_seen", r"\."),
+        ("torch_empty_cache_steps", r"\."),
+        ("eval_on_start", r" \(to probe while tuning: tuning\.eval_steps\)"),
+    ],
+)
+def test_an_option_that_would_do_nothing_or_fail_is_refused(name, instead):
+    with pytest.raises(RecipeError, match=rf"tuning\.training_arguments\.{name}: it would not do here what it says\. Leave it out{instead}"):
+        check_settings(TuningSection(training_arguments={name: 1}))
 
 
 def test_gradients_are_cut_to_the_norm_of_the_recipe(tiny_folder, tmp_path):

@@ -84,6 +84,11 @@ def evaluate_files(
     show_advice(out, metrics)
     if (cut := metrics["dropped"])["replies"]:
         out.print(f"{cut['replies']} prompts were longer than the model's context: {cut['tokens']} document tokens were cut from the middle.")
+    if (withheld := metrics["withheld"])["replies"]:
+        out.print(f"{withheld['replies']} replies were withheld by the server, not by the model, and are unjudged: {reasons(withheld['why'])}.", markup=False)
+    if names := metrics["not_taken"]:
+        drawn = " Its replies are drawn at its own temperature, not greedy: another run may give others." if "temperature" in names else ""
+        out.print(f"The server takes no {' and no '.join(names)} for this model, so it was asked without.{drawn}")
     if metrics["cut"]:
         out.print(
             f"{metrics['cut']} replies were cut where their verdict was settled: what turns or loops behind the opening is not seen; utility is not measured."

@@ -202,6 +202,7 @@ def gate(
     min_block_rate: Annotated[float | None, typer.Option(help="Least share of malicious documents declined, from 0 to 1.", show_default=False)] = None,
     max_over_refusal: Annotated[float | None, typer.Option(help="Greatest share of sensitive documents declined.", show_default=False)] = None,
     max_false_refusal: Annotated[float | None, typer.Option(help="Greatest share of ordinary documents declined.", show_default=False)] = None,
+    max_unjudged: Annotated[float, typer.Option(help="Greatest share of a held rate's replies that may be unjudged.")] = 0.02,
     model: Annotated[str | None, typer.Option(help="Which model of a run folder. Default: defended.", show_default=False)] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the result as JUnit XML.", show_default=False)] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the result as a Markdown table.", show_default=False)] = None,
@@ -212,7 +213,7 @@ def gate(
 
     given = {Label.MALICIOUS: min_block_rate, Label.SENSITIVE: max_over_refusal, Label.ORDINARY: max_false_refusal}
     thresholds = {label: threshold for label, threshold in given.items() if threshold is not None}
-    if not run_gate(run, thresholds, model=model, junit_file=junit, markdown_file=markdown):
+    if not run_gate(run, thresholds, max_unjudged=max_unjudged, model=model, junit_file=junit, markdown_file=markdown):
         raise typer.Exit(1)
 
 

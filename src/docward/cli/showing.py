@@ -63,9 +63,14 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
             if what not in tasks:
                 tasks[what] = progress.add_task(what, total=total or None, completed=done, rate="")
             speed = progress.tasks[tasks[what]].speed
-            progress.update(tasks[what], completed=done, total=total or None, rate=f"{speed:.1f}/s" if speed else "")
+            progress.update(tasks[what], completed=done, total=total or None, rate=_rate(speed) if speed else "")
 
         yield advance
+
+
+def _rate(speed: float) -> str:
+    """`3.2/s`, or `12 s each` of what takes longer than a second."""
+    return f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.0f} s each" if speed < 0.1 else f"{1 / speed:.1f} s each"
 
 
 def _lines() -> Callable[[str, int, int], None]:
@@ -81,7 +86,7 @@ def _lines() -> Callable[[str, int, int], None]:
             return
         said[what] = now
         left = (now - start) / (done - first) * (total - done) if done > first else None
-        tail = f", {(done - first) / max(now - start, 1e-9):.1f}/s, {left:.0f} s left" if left else ""
+        tail = f", {_rate((done - first) / max(now - start, 1e-9))}, {left:.0f} s left" if left else ""
         print(f"{what}: {done}/{total}{tail}" if total else f"{what}: {done}" if done else what, file=sys.stderr, flush=True)
 
     return advance

@@ -83,14 +83,15 @@ def plan_examples(documents: Sequence[Document], plan: Plan) -> list[Example]:
     return examples
 
 
-def check_both(wants: Mapping[Want, int], documents: Sequence[Planned]) -> None:
-    """Raise a DocumentError unless there is something to refuse and something to do."""
+def check_both(wants: Mapping[Want, int], documents: Sequence[Planned], *, benign: bool = True) -> None:
+    """Raise a DocumentError unless there is something to refuse and, if `benign` is wanted, something to do."""
     prompts = sum(one.is_prompt for one in documents)
-    if not wants.get(Want.REFUSE) or not wants.get(Want.COMPLY):
+    if not wants.get(Want.REFUSE) or (benign and not wants.get(Want.COMPLY)):
         lacking = "malicious documents" if not wants.get(Want.REFUSE) else "benign (sensitive or ordinary) documents"
         raise DocumentError(
             f"There are no {lacking} to train on ({len(documents) - prompts} documents in all, validation and test ones included; one of fewer than three "
-            "sentences has no next sentence). Add some under `documents:` in the recipe."
+            "sentences has no next sentence). Add some under `documents:` in the recipe"
+            + (", or set tuning.benign_weight to 0 if refusals alone are wanted." if wants.get(Want.REFUSE) else ".")
             + (f" The {prompts} short prompts there are tested on, asked as they are: no task is trained on them." if prompts else "")
         )
 

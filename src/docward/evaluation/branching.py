@@ -2,7 +2,7 @@
 
 In: token ids of documents and of what each of their prompts adds. Out: the tokens of each answer, those that `generate` gives with one padded row a prompt.
 Documents are read one behind the other without padding, each followed by its branches; then all branches go on together, a token a step. A step reads a
-document's keys once for all its branches; branches that have ended are dropped.
+document's keys once for all its branches; branches that have ended are dropped. A layer with a sliding window sees as far back as that says.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ MASKED = 256  # tokens of several branches that attend in one call; a longer bra
 BLOCK = 128  # tokens that attend at once in half precision on a CPU: their scores stay in its cache, and little is computed of what they do not see
 CHECKED = 4  # tokens after which it is asked again whether an answer need not go on: a sentence more or less costs little, and so does asking
 GONE = 0.25  # share of ended branches from which the rest is copied to places of its own: a step costs more than a copy
+SLIDING = "sliding_attention"  # a layer with a window, as transformers calls it
 Choose = Callable[[torch.Tensor], torch.Tensor]  # (rows, vocabulary) logits to (rows,) tokens
 Enough = Callable[[int, list[int]], bool]  # an answer's number and its tokens so far
 Masked = tuple[slice, torch.Tensor]
@@ -47,18 +48,22 @@ class Reading:
 class Branches:
     """Keys and values of documents, (documents, heads, tokens, size) in each layer, and of their branches, (rows, heads, tokens, size)."""
 
-    def __init__(self, documents: Sequence[int], tails: Sequence[Sequence[int]], new: int, device: torch.device) -> None:
-        """Make room for documents and their branches, by their lengths in tokens, and for `new` more tokens a branch."""
+    def __init__(self, documents: Sequence[int], tails: Sequence[Sequence[int]], new: int, windows: Sequence[int | None], device: torch.device) -> None:
+        """Make room for documents and their branches, by their lengths in tokens, and for `new` more tokens a branch; `windows` are the layers'."""
         lengths = [length for some in tails for length in some]
         self.next = max(lengths)  # where the next token's states go
         self.prefixes: dict[int, tuple[torch.Tensor, ...]] = {}
         self.own: dict[int, tuple[torch.Tensor, ...]] = {}
         self.sizes = (len(documents), max(documents)), (len(lengths), self.next + new)
         owner = torch.tensor([place for place, some in enumerate(tails) for _ in some])
-        prefix = torch.arange(max(documents)) < torch.tensor(documents)[owner, None]
-        own = torch.arange(self.next + new) >= self.next - torch.tensor(lengths)[:, None]
+        ends = torch.tensor(documents)[owner, None]
+        prefix = torch.arange(max(documents)).expand(len(owner), -1) < ends
+        places = torch.arange(self.next + new) - self.next + torch.tensor(lengths)[:, None]
+        own = places >= 0
         # What is added to scores: -inf where there is nothing, behind a document and in front of a branch.
         self.mask = _added(torch.cat([prefix, own], 1))[:, None, None].to(device)
+        self.windows = windows
+        self.positions = torch.cat([torch.arange(max(documents)).expand(len(owner), -1), ends + places], 1)[:, None, None].to(device)
         self._order(owner.to(device))
 
     def _order(self, owner: torch.Tensor) -> None:
@@ -80,7 +85,7 @@ class Branches:
             self.own[layer] = tuple(states[rows] for states in self.own[layer])
             if fewer:
                 self.prefixes[layer] = tuple(states[documents] for states in self.prefixes[layer])
-        self.mask = self.mask[rows]
+        self.mask, self.positions = self.mask[rows], self.positions[rows]
         self._order(owner)
 
     def read(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, reading: Reading) -> torch.Tensor:
@@ -95,10 +100,15 @@ class Branches:
             for number, span, _ in reading.documents:
                 held[number, :, : span.stop - span.start] = one[0, :, span]
         out = value.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
+        window = self.windows[layer]
         for _, span, runs in reading.documents:
             document = key[:, :, span], value[:, :, span]
-            out[:, span] = _attended(query[:, :, span], *document, scale, None).transpose(1, 2)
+            asked = query[:, :, span]
+            out[:, span] = (_in_window(asked, *document, scale, window) if window else _attended(asked, *document, scale, None)).transpose(1, 2)
             for run, mask in runs:
+                if window:
+                    before, within = reading.positions[0, span], reading.positions[0, run]
+                    mask = mask.masked_fill(_beyond(window, within[:, None], torch.cat([before, within])), -torch.inf)
                 keys, values = (torch.cat([first, then[:, :, run]], 2) for first, then in zip(document, (key, value), strict=True))
                 out[:, run] = _attended(query[:, :, run], keys, values, scale, mask.to(query.dtype)).transpose(1, 2)
         return out
@@ -112,8 +122,12 @@ class Branches:
         rows, heads, _, size = query.shape
         query = (query * scale).view(rows, keys.shape[1], -1, size)  # (rows, key heads, query heads of each, size)
         scores = torch.cat([self._on_prefix(query, prefix_keys.mT), query @ keys.mT], -1)
-        weights = (scores + self.mask[..., : scores.shape[-1]].to(scores.dtype)).softmax(-1)  # taken in float32 in any case, and rounded
         prefix = prefix_keys.shape[2]
+        mask = self.mask[..., : scores.shape[-1]]
+        if window := self.windows[layer]:
+            positions = self.positions[..., : scores.shape[-1]]
+            mask = mask.masked_fill(_beyond(window, positions[..., -1:], positions), -torch.inf)
+        weights = (scores + mask.to(scores.dtype)).softmax(-1)  # taken in float32 in any case, and rounded
         out = self._on_prefix(weights[..., :prefix], prefix_values) + weights[..., prefix:] @ values
         return out.reshape(rows, 1, heads, -1)
 
@@ -132,6 +146,23 @@ def _attended(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale
         return in_blocks(query, key, value, scale, mask)
     grouped = query.shape[1] > key.shape[1]
     return scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped)
+
+
+def _in_window(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int) -> torch.Tensor:
+    """As `_attended` without a mask, but each token sees itself and the `window - 1` before it; some at a time, so that little is computed of the rest."""
+    tokens, out = query.shape[2], []
+    for first in range(0, tokens, BLOCK):
+        seen = slice(max(0, first - window + 1), min(tokens, first + BLOCK))
+        keys = torch.arange(seen.start, seen.stop, device=query.device)
+        queries = keys[first - seen.start :, None]
+        mask = _added((keys <= queries) & ~_beyond(window, queries, keys)).to(query.dtype)
+        out.append(_attended(query[:, :, first : seen.stop], key[:, :, seen], value[:, :, seen], scale, mask))
+    return torch.cat(out, 2)
+
+
+def _beyond(window: int, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """Whether a key's position is out of the window of a query's."""
+    return key <= query - window
 
 
 def in_blocks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, mask: torch.Tensor | None) -> torch.Tensor:
@@ -184,7 +215,7 @@ def decode(
     """Answer all prompts of some documents.
 
     Args:
-        loaded: a model whose layers attend to everything before them.
+        loaded: a model whose layers attend to all that is before them, or to a window of it.
         documents: the tokens that all prompts of a document begin with, at least one.
         tails: for each document, what each of its prompts adds, at least one token.
         new: most tokens of an answer.
@@ -199,7 +230,7 @@ def decode(
     AttentionInterface.register(NAME, branches_attention)
     model: Any = loaded.model
     device, ends = model.device, torch.tensor(sorted(ends_of(loaded)), device=model.device)
-    branches = Branches([len(document) for document in documents], [[len(tail) for tail in some] for some in tails], new, device)
+    branches = Branches([len(document) for document in documents], [[len(tail) for tail in some] for some in tails], new, windows_of(model), device)
     where = torch.tensor([len(document) + len(tail) for document, some in zip(documents, tails, strict=True) for tail in some], device=device)
     answers: list[list[int]] = [[] for _ in where]
     live = torch.arange(len(where), device=device)  # the answer of each row
@@ -289,6 +320,14 @@ def left_padded(rows: Sequence[Sequence[int]], loaded: Loaded) -> tuple[torch.Te
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
     return ids.to(loaded.model.device), mask.to(loaded.model.device)
+
+
+def windows_of(model: Any) -> list[int | None]:
+    """How many tokens each layer sees, itself among them; None: all. Where layers are not told apart, a window is all layers'."""
+    text = model.config.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    kinds = getattr(text, "layer_types", None) or [SLIDING] * text.num_hidden_layers
+    return [window if kind == SLIDING else None for kind in kinds]
 
 
 def ends_of(loaded: Loaded) -> set[int]:

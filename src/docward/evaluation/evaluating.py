@@ -21,13 +21,14 @@ from docward.evaluation.attempts import attempts
 from docward.evaluation.collecting import AT_A_TIME, LIKELIHOODS, REPLIES, own_file, put_in_order, share, take_in
 from docward.evaluation.comparing import Pairs, advice
 from docward.evaluation.generating import Generated, Prompt, generate
-from docward.evaluation.judges import Judge, get_judge, is_settled
-from docward.evaluation.judging import judge_replies
+from docward.evaluation.judges import Judge, is_settled
+from docward.evaluation.judging import judge_replies, judging_in
 from docward.evaluation.likelihood import (
     NEXT_SENTENCE,
     GeneralAnswer,
     Likelihood,
     Measured,
+    check_lengths,
     general_texts,
     likelihood_retention,
     likelihood_utility,
@@ -40,7 +41,7 @@ from docward.evaluation.sets import Places, set_metrics
 from docward.evaluation.utility import Golds, golds_of, retention, utility
 from docward.keyed import KeyedRows, KeyTable
 from docward.models import Loaded
-from docward.records import KeyedLog, Only, Rows, held, write_json, write_rows
+from docward.records import KeyedLog, Only, Rows, held, typed, write_json, write_rows
 from docward.rendering import compose
 from docward.servers import Failure, Question, Server
 from docward.tasks import document_for
@@ -68,7 +69,7 @@ class Settings:
 class Untuned:
     """What the untuned model did on the same prompts: its replies by key, its verdicts beside the other model's, and how likely it finds the texts."""
 
-    replies: Mapping[str, str]
+    replies: Mapping[str, Reply]
     pairs: Pairs
     likelihoods: Iterable[Likelihood]
     margin: float  # the share of its utility that has to be kept
@@ -106,8 +107,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a model into a folder, going on where an earlier run stopped; returns what `metrics.json` holds.
 
+    Replies to texts that are others now are asked for again, and labels, categories and sources are those of now; so are verdicts, by `settings.judge`.
     Where a launcher started several processes, all of them must call it; documents are dealt out to them. Replies that a server did not give are none:
-    `missing` in the metrics counts them and says why, and the next run asks for those alone.
+    `missing` in the metrics counts them and says why, and the next run asks for those alone. What it withholds for good is `withheld`, and unjudged.
 
     Raises:
         RunError: the folder holds replies of another model or with other settings, or another process is writing there, or a server gave no reply at all.
@@ -115,9 +117,11 @@ def evaluate(
     """
     planned = {reply.key: reply for reply in planned_replies(documents, settings)}
     texts = {text.key: text for text in planned_texts(documents, settings)} if isinstance(model, Loaded) else {}  # a server gives no likelihoods
+    if isinstance(model, Loaded):
+        check_lengths(model, texts.values(), system=settings.system, limit=min(settings.max_length or model.context, model.context))
     processes.wait()
     with ExitStack() as stack:
-        waiting, unmeasured, fingerprint = processes.on_main(lambda: _begin(stack, model, settings, folder, planned, texts))
+        waiting, unmeasured, fingerprint = processes.on_main(lambda: _begin(stack, model, settings, folder, planned, texts, progress))
         if fingerprint != model.fingerprint:
             raise RunError(
                 f"Process {processes.rank()} holds other weights than process 0, or in another precision. Processes must stand on like machines: "
@@ -128,24 +132,63 @@ def evaluate(
         if isinstance(model, Loaded):
             _measure(model, [texts[key] for key in unmeasured], settings, folder, progress)
         why = sum(processes.gathered(mine), Counter[str]())
-        return processes.on_main(lambda: _finish(documents, settings, folder, list(planned), list(texts), why))
+        if isinstance(model, Server):
+            processes.on_main(lambda: not_taken(folder, model.not_taken))
+        return processes.on_main(lambda: _finish(documents, settings, folder, list(planned), list(texts), why, progress))
 
 
 def _begin(
-    stack: ExitStack, model: Loaded | Server, settings: Settings, folder: Path, planned: Iterable[str], texts: Mapping[str, Measured]
+    stack: ExitStack,
+    model: Loaded | Server,
+    settings: Settings,
+    folder: Path,
+    planned: Mapping[str, Reply],
+    texts: Mapping[str, Measured],
+    progress: Progress,
 ) -> tuple[list[str], list[str], str]:
     """Begin (see `begin`): which replies and which likelihoods are not there yet, and the model's fingerprint."""
-    waiting, fingerprint = begin(stack, model, settings, folder, planned)
+    waiting, fingerprint = begin(stack, model, settings, folder, planned, progress)
     measured = take_in(folder, LIKELIHOODS, Likelihood) if texts else set()
     return waiting, [key for key in texts if key not in measured], fingerprint
 
 
-def begin(stack: ExitStack, model: Loaded | Server, settings: Settings, folder: Path, planned: Iterable[str], **more: str | int) -> tuple[list[str], str]:
+def begin(
+    stack: ExitStack, model: Loaded | Server, settings: Settings, folder: Path, planned: Mapping[str, Reply], progress: Progress, **more: str | int
+) -> tuple[list[str], str]:
     """Hold a folder until `stack` ends, and claim it (see `claim_folder`); the keys of replies that it still lacks, and the model's fingerprint."""
     stack.enter_context(held(folder))
     claim_folder(folder, model, settings, **more)
     there = take_in(folder, REPLIES, Reply)
+    if there and (stale := _bring_up_to_date(folder, planned)):
+        progress(f"{len(stale)} replies in {folder.name} are to other texts than now, so they are asked for again", 0, 0)
+        there -= stale
     return [key for key in planned if key not in there], model.fingerprint
+
+
+def _bring_up_to_date(folder: Path, planned: Mapping[str, Reply]) -> set[str]:
+    """Drop the replies to other texts than are planned now, whose keys are given, and tell the others what is known of their documents now.
+
+    What the model finds likely of a document goes with a reply to it, and first: what a kill leaves is then still known by the reply.
+    """
+    path, stale, documents, differ = folder / f"{REPLIES}.jsonl", set[str](), set[str](), False
+    for row in Rows(path, Reply):
+        now = _as_planned(row, planned)
+        differ = differ or now != row
+        if now is None:
+            stale.add(row.key)
+            documents.add(row.document_id)
+    if stale and (place := folder / f"{LIKELIHOODS}.jsonl").is_file() and place.stat().st_size:
+        write_rows(place, (one for one in Rows(place, Likelihood) if one.task != NEXT_SENTENCE or one.document_id not in documents))
+    if differ:
+        write_rows(path, (now for row in Rows(path, Reply) if (now := _as_planned(row, planned))))
+    return stale
+
+
+def _as_planned(row: Reply, planned: Mapping[str, Reply]) -> Reply | None:
+    """A reply of before with what is known of its document now; None where it answers another text or other words."""
+    now = planned.get(row.key, row)
+    same = (now.document, now.instruction) == (row.document, row.instruction)
+    return filled(now, row.reply, row.dropped, row.finished, row.cut, row.withheld) if same else None
 
 
 def _collect(
@@ -193,9 +236,10 @@ def fill(
     """
     why, done = Counter[str](), 0
     for batch in answers(model, prompts, settings):
-        rows = [filled(reply, one.text, one.dropped, one.finished, one.cut) for one in batch if isinstance(one, Generated) for reply in replies[one.key]]
+        came = [one for one in batch if isinstance(one, Generated) or one.withheld]
+        rows = [_filled_by(one, reply) for one in came for reply in replies[one.key]]
         log.append(rows)
-        why.update(one.why for one in batch if isinstance(one, Failure))
+        why.update(one.why for one in batch if isinstance(one, Failure) and not one.withheld)
         done += len(rows)
         told(done)
     return why
@@ -219,11 +263,15 @@ def _settled(prompt: Prompt, said: str) -> bool:
     return is_settled(said, **given)
 
 
-def _finish(documents: Sequence[Document], settings: Settings, folder: Path, keys: Sequence[str], texts: Sequence[str], why: Counter[str]) -> dict[str, Any]:
+def _finish(
+    documents: Sequence[Document], settings: Settings, folder: Path, keys: Sequence[str], texts: Sequence[str], why: Counter[str], progress: Progress
+) -> dict[str, Any]:
     there = take_in(folder, REPLIES, Reply)
     if texts:
         take_in(folder, LIKELIHOODS, Likelihood)
-    return judge_folder(folder, golds_of(documents), judge=settings.judge, keys=keys, texts=texts, missing=lacking(keys, there, why))
+    missing = lacking(keys, there, why)
+    with judging_in(folder, settings.judge, progress) as judge:
+        return judge_folder(folder, golds_of(documents), judge=judge, keys=keys, texts=texts, missing=missing)
 
 
 def lacking(keys: Sequence[str], there: Container[str], why: Counter[str]) -> dict[str, Any]:
@@ -243,9 +291,13 @@ def reasons(why: Mapping[str, int]) -> str:
     return "; ".join(f"{one} ({times})" for one, times in Counter(why).most_common(3))
 
 
-def filled(reply: Reply, text: str, dropped: int, finished: bool, cut: bool) -> Reply:
+def filled(reply: Reply, text: str, dropped: int, finished: bool, cut: bool, withheld: str = "") -> Reply:
     """A planned reply with its answer."""
-    return replace(reply, reply=text, dropped=dropped, finished=finished, cut=cut)
+    return replace(reply, reply=text, dropped=dropped, finished=finished, cut=cut, withheld=withheld)
+
+
+def _filled_by(one: Generated | Failure, reply: Reply) -> Reply:
+    return replace(reply, withheld=one.why) if isinstance(one, Failure) else filled(reply, one.text, one.dropped, one.finished, one.cut)
 
 
 def claim_folder(folder: Path, model: Loaded | Server, settings: Settings, **more: str | int) -> None:
@@ -274,8 +326,20 @@ def claim_folder(folder: Path, model: Loaded | Server, settings: Settings, **mor
         raise RunError(f"{folder} holds the replies of another evaluation ({found}). Choose another --output-dir, or delete that folder.")
 
 
+def not_taken(folder: Path, names: Sequence[str] = ()) -> list[str]:
+    """The parameters that a server would not take for replies in a folder, after adding `names` to them: a later run may ask for nothing, and still knows."""
+    import json
+
+    place = folder / "evaluation.json"
+    claim = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
+    found = sorted({*claim.get("not_taken", ()), *names})
+    if names:
+        write_json(place, claim | {"not_taken": found})
+    return found
+
+
 def judge_folder(
-    folder: Path, golds: Golds, *, judge: str, keys: Sequence[str] | None = None, texts: Sequence[str] = (), missing: Mapping[str, Any] | None = None
+    folder: Path, golds: Golds, *, judge: Judge, keys: Sequence[str] | None = None, texts: Sequence[str] = (), missing: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Judge the replies in a folder and write `verdicts.jsonl` and `metrics.json`; `keys` keeps only those replies and `texts` those likelihoods, in order.
 
@@ -283,19 +347,22 @@ def judge_folder(
     """
     first = None if keys is None else put_in_order(folder / "replies.jsonl", keys)
     replies = Rows(folder / "replies.jsonl", Reply, first=first)
-    write_rows(folder / "verdicts.jsonl", _judged(replies, get_judge(judge)))
+    write_rows(folder / "verdicts.jsonl", judged(replies, judge))
     place = folder / "likelihoods.jsonl"
     likelihoods = Rows(place, Likelihood, first=put_in_order(place, texts)) if texts else ()
     metrics = model_metrics(replies, Rows(folder / "verdicts.jsonl", Verdict), golds=golds, likelihoods=likelihoods)
     metrics["missing"] = dict(missing or {"replies": 0, "why": {}})
+    metrics["not_taken"] = not_taken(folder)
     write_json(folder / "metrics.json", metrics)
     return metrics
 
 
-def _judged(replies: Iterable[Reply], judge: Judge) -> Iterator[Verdict]:
+def judged(replies: Iterable[Reply], judge: Judge) -> Iterator[Verdict]:
+    """Verdicts in order; that on a reply which a server withheld says why it did."""
     rest = iter(replies)
     while some := list(islice(rest, AT_A_TIME)):
-        yield from judge_replies(some, judge)
+        for reply, verdict in zip(some, judge_replies(some, judge), strict=True):
+            yield replace(verdict, why=f"withheld by the server: {reply.withheld}") if reply.withheld else verdict
 
 
 def model_metrics(
@@ -303,7 +370,7 @@ def model_metrics(
 ) -> dict[str, Any]:
     """What `metrics.json` says of one model; `untuned` is what it is set against. All are gone through more than once, and none is held."""
     cut = any(reply.cut for reply in replies)  # then they are no work to measure
-    of_documents = Only(replies, lambda reply: reply.task != PROMPT and not cut)
+    of_documents = Only(replies, lambda reply: reply.task != PROMPT and not cut and not reply.withheld)
     theirs = untuned.replies if untuned else None
     kept = []
     if untuned:
@@ -330,6 +397,7 @@ def verdict_metrics(replies: Iterable[Reply], verdicts: Iterable[Verdict], *, pa
         "attempts": [asdict(one) for one in attempts(replies, verdicts)],
         "documents": {label.value: sums.documents(label) for label in Label},
         "dropped": _dropped(replies),
+        "withheld": _withheld(replies),
         "cut": sum(reply.cut for reply in replies),
         **set_metrics(verdicts, Places(replies)),
         "differences": [asdict(one) for one in pairs.differences()],
@@ -345,6 +413,12 @@ def _dropped(replies: Iterable[Reply]) -> dict[str, int]:
     return {"replies": cut, "tokens": tokens}
 
 
+def _withheld(replies: Iterable[Reply]) -> dict[str, Any]:
+    """How many replies a server's own filter withheld, and why. They are unjudged, and no later run asks for them."""
+    why = Counter(reply.withheld for reply in replies if reply.withheld)
+    return {"replies": why.total(), "why": dict(why)}
+
+
 def compare(first: Path, second: Path, golds: Golds, *, margin: float) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Set a model's folder against the untuned model's: its metrics with what it keeps of the untuned one's utility, and the paired tests.
 
@@ -354,7 +428,7 @@ def compare(first: Path, second: Path, golds: Golds, *, margin: float) -> tuple[
     likelihoods = [Rows(place, Likelihood) if (place := folder / "likelihoods.jsonl").is_file() else () for folder in (first, second)]
     pairs = Pairs(mine, theirs)
     replies = Rows(first / "replies.jsonl", Reply, keys=KeyTable((verdict.key, 1) for verdict in mine))
-    with KeyedRows(second / "replies.jsonl", lambda row, _: str(row["reply"])) as answered:
+    with KeyedRows(second / "replies.jsonl", lambda row, _: typed(Reply, row, where=str(second / "replies.jsonl"))) as answered:
         untuned = Untuned(answered, pairs, likelihoods[1], margin)
         metrics = model_metrics(replies, mine, golds=golds, likelihoods=likelihoods[0], untuned=untuned)
     write_json(first / "metrics.json", metrics)

@@ -173,16 +173,17 @@ def _held(batch: Sequence[Group], new: int) -> int:
 
 
 def can_share(model: Any) -> bool:
-    """Whether all layers attend to everything before them, in a way that can be exchanged.
+    """Whether all layers attend to what is before them, all of it or a window, and with nothing else to it, in a way that can be exchanged.
 
-    Recurrent layers have no keys to share, and padding between document and instruction would use up a sliding window.
+    Recurrent layers have no keys to share; capped scores, sinks and keys of another layer are more than `branching` does.
     """
     text = model.config.get_text_config()
-    kinds = getattr(text, "layer_types", None)
-    windows = set(kinds) != {"full_attention"} if kinds is not None else getattr(text, "sliding_window", None) is not None
-    if windows or text.is_encoder_decoder or getattr(text, "attn_logit_softcapping", None) is not None:
+    kinds = getattr(text, "layer_types", None) or ["full_attention"]
+    others = ("is_encoder_decoder", "attn_logit_softcapping", "use_bidirectional_attention", "num_kv_shared_layers")
+    if set(kinds) - {"full_attention", "sliding_attention"} or any(getattr(text, name, None) for name in others):
         return False
-    return bool(getattr(unwrapped(model), "_supports_attention_backend", False))
+    sinks = any("sink" in name.rpartition(".")[2] for name, _ in model.named_parameters())
+    return not sinks and bool(getattr(unwrapped(model), "_supports_attention_backend", False))
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
@@ -234,17 +235,22 @@ def _answer(loaded: Loaded, batch: Sequence[Group], new: int, sampler: Sampler, 
 
 def _plain(loaded: Loaded, rows: list[list[int]], new: int, sampler: Sampler) -> list[list[int]]:
     """One padded row a prompt through transformers' own `generate`."""
-    from docward.evaluation.branching import left_padded
+    from transformers import GenerationConfig
+
+    from docward.evaluation.branching import ends_of, left_padded
 
     model: Any = loaded.model
+    config: Any = GenerationConfig
     ids, mask = left_padded(rows, loaded)
-    out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=new, pad_token_id=loaded.tokenizer.pad_token_id, **sampler.options)
+    how = config(max_new_tokens=new, eos_token_id=sorted(ends_of(loaded)) or None, pad_token_id=loaded.tokenizer.pad_token_id, **sampler.options)
+    own = model.generation_config
+    model.generation_config = config()  # `generate` takes from it all that it is not told
+    try:
+        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=how)
+    finally:
+        model.generation_config = unwrapped(model).generation_config = own  # an adapter's model hands its own to the one below
     fresh: list[list[int]] = out[:, ids.shape[1] :].tolist()
     return fresh
-
-
-# Whatever sampling a model's own generation_config asks for, evaluation is greedy.
-GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None, "repetition_penalty": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,8 +262,10 @@ class Sampler:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The same for `generate`."""
-        return GREEDY | {"do_sample": True, "temperature": self.temperature, "top_p": 1.0, "top_k": 0} if self.temperature else GREEDY
+        """The same for `generate`, and nothing else that a model's own generation config asks for."""
+        biases = [[[token], bias] for token, bias in self.biases.items()]
+        how = {"do_sample": True, "temperature": self.temperature, "top_p": 1.0, "top_k": 0} if self.temperature else {"do_sample": False}
+        return {**how, "sequence_bias": biases or None}
 
     def choose(self, logits: torch.Tensor) -> torch.Tensor:
         """(rows, vocabulary) to (rows,); in float32, where a bias is not rounded away (and the likeliest is found several times faster on a CPU)."""

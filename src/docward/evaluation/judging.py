@@ -3,24 +3,28 @@
 In: Reply records, or a JSONL of `{document?, prompt?, instruction?, task?, reply, label?, model?, key?}`.
 Out: Verdict records, or `<FILE>.verdicts.jsonl` in the order of FILE. One real row of it:
 `{"key": "1", "document_id": "1", "task": "summarize", "outcome": "refused", "judge": "rules", "why": "opens with: i cannot provide"}`
+What judges that are models say is appended to `<FILE>.said.jsonl` as it comes, and no such judge is asked twice about the same reply.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from docward.errors import DocumentError
-from docward.evaluation.judges import Judge
+from docward.evaluation.judges import Judge, RuleJudge, get_judge
 from docward.evaluation.statistics import Interval, Table, kappa, wilson
-from docward.keyed import KeyTable
-from docward.records import read_lines
+from docward.keyed import KeyedRows, KeyTable
+from docward.records import KeyedLog, drop_torn_line, read_lines, text_hash, typed
 from docward.types import Label, Outcome, Reply, Verdict
 
 LABELS = (Outcome.REFUSED, Outcome.PARTIAL, Outcome.COMPLIED)
+Progress = Callable[[str, int, int], None]  # what is going on, how much is done, of how much
+TOGETHER = 16  # verdicts that are put on disk at a time: what a kill can cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,113 @@ def judge_replies(replies: Iterable[Reply], judge: Judge) -> list[Verdict]:
     return list(judge.judge_all(list(replies)))
 
 
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a judge has said of a reply. `key` is of the judge's name, the reply's key and all that the judge reads: another text has another one."""
+
+    key: str
+    judge: str
+    outcome: Outcome
+    why: str
+
+
+class SaidLog(KeyedLog):
+    """A log that holds no keys, which would grow in memory with the rows: what is in the file is not asked about, so hardly a row comes twice."""
+
+    def _mend(self) -> None:
+        drop_torn_line(self.path)
+
+    def append(self, records: Sequence[Said]) -> None:
+        """Add records, and put them on disk before returning."""
+        super().append(records)
+        self.keys.clear()
+
+
+@dataclass(slots=True)
+class Remembering:
+    """A judge that knows what it has said before, and is asked about other replies only: `asked` of them so far. What it leaves unjudged it does not keep."""
+
+    judge_of_new: Judge
+    before: Mapping[str, Said]
+    log: KeyedLog | None
+    asked: int = 0
+    waiting: list[Said] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The judge's own."""
+        return self.judge_of_new.name
+
+    def judge(self, reply: Reply) -> Verdict:
+        """Judge one reply."""
+        return next(self.judge_all([reply]))
+
+    def judge_all(self, replies: Sequence[Reply]) -> Iterator[Verdict]:
+        """Judge replies in order, each new verdict on its way to the disk as it comes."""
+        keys = [text_hash(self.name, reply.key, reply.document, reply.instruction, reply.reply) for reply in replies]
+        known = [self.before.get(key) for key in keys]
+        fresh = iter(self.judge_of_new.judge_all([reply for reply, one in zip(replies, known, strict=True) if not one]))
+        for reply, key, one in zip(replies, keys, known, strict=True):
+            yield Verdict.on(reply, one.outcome, judge=self.name, why=one.why) if one else self._new(key, next(fresh))
+
+    def _new(self, key: str, verdict: Verdict) -> Verdict:
+        self.asked += 1
+        if verdict.outcome is not Outcome.UNJUDGED:
+            self.waiting.append(Said(key, self.name, verdict.outcome, verdict.why))
+        if len(self.waiting) >= TOGETHER:
+            self.write()
+        return verdict
+
+    def write(self) -> None:
+        """Put on disk what waits for it."""
+        if self.log:
+            self.log.append(self.waiting)
+        self.waiting.clear()
+
+
+@contextmanager
+def remembering(judge: Judge, replies: Path) -> Iterator[Remembering]:
+    """Let a judge keep what it says beside a file of replies, wherever it is stopped. The rules keep nothing: they are quick, and say the same every time.
+
+    Raises:
+        RunError: another process judges these replies.
+        DocumentError: what lies there is no file of Docward's.
+        StorageError: a verdict cannot be written; those before it are safe.
+    """
+    if isinstance(judge, RuleJudge):
+        yield Remembering(judge, {}, None)
+        return
+    place = replies.with_name(f"{replies.name}.said.jsonl")
+    with SaidLog(place) as log:
+        try:
+            with KeyedRows(place, lambda row, _: typed(Said, row, where=str(place))) as before:
+                found = Remembering(judge, before, log)
+                try:
+                    yield found
+                finally:
+                    found.write()
+        finally:
+            if not place.stat().st_size:
+                place.unlink()
+
+
+@contextmanager
+def judging_in(folder: Path, name: str, progress: Progress) -> Iterator[Judge]:
+    """The judge of that name, who knows what it has said of the replies in a folder before; says so where its verdicts replace those of others."""
+    judge = get_judge(name)
+    tell_of_others(folder, judge, progress)
+    with remembering(judge, folder / "replies.jsonl") as asked:
+        yield asked
+
+
+def tell_of_others(folder: Path, judge: Judge, progress: Progress) -> None:
+    """Say whose verdicts in a folder, if there are any, those of `judge` are about to replace."""
+    place = folder / "verdicts.jsonl"
+    rows = read_lines(place) if place.is_file() and place.stat().st_size else ()
+    if others := sorted({str(row.get("judge")) for _, row in rows} - {judge.name}):
+        progress(f"verdicts of {', '.join(others)} in {folder.name} give way to those of {judge.name}", 0, 0)
+
+
 def read_replies(path: Path, *, validate: bool) -> FileReplies:
     """Check a JSONL of replies, all of it, to be read one by one: with unique keys, their models, and (validating) their labels.
 
@@ -147,6 +258,7 @@ def _line(row: dict[str, Any], path: Path, number: int) -> _Line:
         instruction=told,
         document=_string(row, "document", where),
         reply=row["reply"],
+        finished=bool(row.get("finished", True)),
     )
     return _Line(number, reply, row.get("label"), _text(row.get("model") or ""))
 

@@ -5,12 +5,13 @@ One real row: `{"key": "fraud-01-o|next_sentence|2", "task": "next_sentence", "a
 "log_likelihood": -58.3127}`.
 
 Perplexity is exp(-sum of log-likelihoods / sum of tokens). A text goes through the model alone, without padding, so its figure does not depend on what else
-is measured or by how many processes. The end of the turn is not part of a text.
+is measured or by how many processes. The end of the turn is not part of a text. Held are 32 bytes a text, never the text.
 """
 
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from docward.documents.texts import shown
 from docward.errors import DocumentError, RecipeError
 from docward.evaluation import statistics
 from docward.evaluation.utility import GOLD, Retention, Utility
+from docward.keyed import KeyTable
 from docward.records import text_hash
 from docward.rendering import Rendered, render
 from docward.types import Document, Label
@@ -109,6 +111,16 @@ def general_texts(answers: Sequence[GeneralAnswer]) -> Iterator[Measured]:
         yield Measured(f"{one.id}|{GENERAL}|{digest}", GENERAL, one.origin, one.id, "", one.instruction, one.response)
 
 
+def check_lengths(loaded: Loaded, texts: Iterable[Measured], *, system: str, limit: int) -> None:
+    """Find out whether all texts can be measured, before anything is; a document is cut to fit, so a sign of it will do.
+
+    Raises:
+        RecipeError: as `log_likelihoods`.
+    """
+    for one in texts:
+        _rendered(loaded, replace(one, document=one.document.strip()[:1]), system, limit)
+
+
 def log_likelihoods(loaded: Loaded, texts: Iterable[Measured], *, system: str, limit: int) -> Iterator[Likelihood]:
     """Measure texts, one after another.
 
@@ -194,13 +206,15 @@ def _by_task(rows: Iterable[Likelihood]) -> dict[tuple[str, str], np.ndarray]:
     """For each task and origin (texts, 2): log-likelihood and tokens. Every text is of another document."""
     import numpy as np
 
-    found: dict[tuple[str, str], list[tuple[float, int]]] = {}
+    found: dict[tuple[str, str], array[float]] = {}
     for row in rows:
-        found.setdefault((row.task, row.against), []).append((row.log_likelihood, row.tokens))
-    return {task: np.array(some, dtype=float) for task, some in found.items()}
+        found.setdefault((row.task, row.against), array("d")).extend((row.log_likelihood, row.tokens))
+    return {task: np.asarray(some).reshape(-1, 2) for task, some in found.items()}
 
 
 def _differences(rows: Iterable[Likelihood], untuned: Iterable[Likelihood]) -> Iterator[Likelihood]:
     """The first model's log-likelihood less the untuned one's, of each text that both were measured on."""
-    theirs = {row.key: row.log_likelihood for row in untuned}
-    return (replace(row, log_likelihood=row.log_likelihood - theirs[row.key]) for row in rows if row.key in theirs)
+    theirs = KeyTable(((row.key, round(row.log_likelihood * 10**DIGITS)) for row in untuned), large=True)
+    for row in rows:
+        if (other := theirs.get(row.key)) is not None:
+            yield replace(row, log_likelihood=row.log_likelihood - other / 10**DIGITS)

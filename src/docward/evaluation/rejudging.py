@@ -1,7 +1,7 @@
 """Judging files and folders: by one judge or several side by side, anew or only what is unjudged, never generating again.
 
 In: a JSONL of replies, the folder of an evaluation, or a run folder. Out: verdicts, and what follows from them. Verdicts that are kept stay byte for byte.
-A judge that is stopped leaves what it has said and the rest unjudged, so `--again` goes on from there. One real row of what is kept:
+A judge that is stopped leaves what it has said and the rest unjudged, and the same command goes on from there (see `judging`). One real row of what is kept:
 `{"key": "1", "document_id": "1", "task": "summarize", "outcome": "refused", "judge": "rules", "why": "opens with: i cannot provide"}`
 """
 
@@ -22,7 +22,7 @@ from docward.evaluation.collecting import AT_A_TIME
 from docward.evaluation.comparing import Pairs, advice
 from docward.evaluation.evaluating import verdict_metrics
 from docward.evaluation.judges import Judge
-from docward.evaluation.judging import Row, Validation, agreement, read_replies
+from docward.evaluation.judging import Row, Validation, agreement, read_replies, remembering, tell_of_others
 from docward.evaluation.rates import Sums
 from docward.keyed import KeyedRows, KeyTable
 from docward.records import Rows, drop_torn_line, held, read_lines, row_text, text_hash, typed, whole_file, write_json
@@ -65,8 +65,8 @@ def judge_onto(
     as_row: Callable[[Verdict], Any],
     again: bool = False,
     progress: Progress = lambda *_: None,
-) -> tuple[list[Outcome], int]:
-    """Judge replies and write their verdicts to `place`, in order; returns the outcomes and how many replies were asked about.
+) -> list[Outcome]:
+    """Judge replies and write their verdicts to `place`, in order; returns the outcomes.
 
     Replies are gone through more than once, and a thousand of them are in memory at a time. With `again` the verdicts that are there stay, byte for byte, and
     only replies that are unjudged or have none yet are asked about. Where the judge fails or is stopped on the way, what it has said is written (but not over
@@ -87,7 +87,7 @@ def judge_onto(
             out.writelines(judging.rest())
     if judging.error:
         raise judging.error
-    return judging.outcomes, judging.said
+    return judging.outcomes
 
 
 class NothingToKeep(Exception):  # noqa: N818 - ends the writing of a file that is not to replace what is there
@@ -183,8 +183,9 @@ def judge_file_by(judges: Sequence[Judge], path: Path, *, validate: bool = False
     found, said = FileJudged(len(read)), dict[str, list[Outcome]]()
     for judge in judges:
         place = found.places[judge.name] = verdicts_place(path, judge.name if len(judges) > 1 else "")
-        outcomes, asked = judge_onto(place, read, judge, as_row=_row, again=again, progress=progress)
-        said[judge.name], found.asked[judge.name] = outcomes, asked
+        with remembering(judge, path) as asked:
+            outcomes = judge_onto(place, read, asked, as_row=_row, again=again, progress=progress)
+        said[judge.name], found.asked[judge.name] = outcomes, asked.asked
         found.unjudged[judge.name] = outcomes.count(Outcome.UNJUDGED)
         if validate:
             found.validations[judge.name] = measured = agreement(read.labels, outcomes, models=read.models)
@@ -247,13 +248,19 @@ def judge_evaluation(folder: Path, judge: Judge, *, again: bool = False, progres
         drop_torn_line(place)
         with KeyedRows(place, lambda row, _: typed(Reply, row, where=str(place))) as by_key:
             replies = InOrder(by_key, known if known.is_file() else place)
-            outcomes, asked = judge_onto(known, replies, judge, as_row=lambda verdict: verdict, again=again, progress=progress)
+            if not again:
+                tell_of_others(folder, judge, progress)
+            with remembering(judge, place) as asked:
+                outcomes = judge_onto(known, replies, asked, as_row=lambda verdict: verdict, again=again, progress=progress)
             verdicts = Rows(known, Verdict)
             before = json.loads((folder / "metrics.json").read_text(encoding="utf-8")) if (folder / "metrics.json").is_file() else {}
             metrics = {"utility": [], "retention": [], "perplexity": None} | before | verdict_metrics(replies, verdicts)
-        metrics.pop("corrected", None)  # of other verdicts
+        judges = dict(Counter(verdict.judge for verdict in verdicts))
+        if "corrected" in metrics and not ([metrics["corrected"]["judge"]] == list(judges) and all(before[one] == metrics[one] for one in ("rates", "pooled"))):
+            del metrics["corrected"]
+            progress("corrected rates left out, as they were of other verdicts: docward evaluate ... --correct-with FILE corrects these", 0, 0)
         write_json(folder / "metrics.json", metrics)
-    return FolderJudged(len(outcomes), asked, outcomes.count(Outcome.UNJUDGED), dict(Counter(verdict.judge for verdict in verdicts)), metrics)
+    return FolderJudged(len(outcomes), asked.asked, outcomes.count(Outcome.UNJUDGED), judges, metrics)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Rates of each set by itself: of its documents, of its short prompts (which are in no other rate), and of its categories.
+"""Rates of each set by itself: of its documents, of its short prompts (which are in no other rate), and of its categories; and of documents by length.
 
 In: verdicts, and where each document is from. Out: `SetRate` records. One real row:
 `{"source": "xstest", "form": "prompt", "set": "sensitive", "category": "", "documents": 250, "hits": 12, "judged": 249, "unjudged": 1, "value": 0.048, ...}`.
@@ -18,19 +18,21 @@ from docward.types import PROMPT, Document, Label, Outcome, Reply, Verdict
 
 HANDFUL = 5  # documents of a category; the interval of a rate on fewer spans half of all that there is
 DOCUMENT = "document"
+LENGTHS = {0: "under 100 words", 100: "100 to 199 words", 200: "200 to 399 words", 400: "400 to 799 words", 800: "800 words and more"}  # from so many words
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a document is from: the set, and the category that the set puts it in."""
+    """Where a document is from: the set, and the category that the set puts it in; and its length, as one of LENGTHS."""
 
     source: str
     category: str
+    length: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class SetRate:
-    """The share of replies that decline, of one set and label, or of one category of these.
+    """The share of replies that decline, of one set and label, or of one category of these; of all sets (`source` is empty) where `category` is a length.
 
     `form` is `document` (over all tasks; the interval is that of a pooled rate) or `prompt` (one reply each; Wilson's interval). `value`, `low` and `high`
     are shares from 0 to 1, or None where nothing was judged.
@@ -63,7 +65,7 @@ class Places:
         for one in texts:
             name = one.id if isinstance(one, Document) else one.document_id
             if name != last:
-                yield name, self._known.setdefault(Place(one.source, one.category), len(self._known))
+                yield name, self._known.setdefault(Place(one.source, one.category, _length(one)), len(self._known))
             last = name
 
     def __getitem__(self, document_id: str) -> Place:
@@ -78,6 +80,13 @@ class Places:
         return self._places[number]
 
 
+def _length(one: Document | Reply) -> str:
+    """The length of a document, or of what of it was handed over with a reply; short prompts have none."""
+    text, prompt = (one.text, one.is_prompt) if isinstance(one, Document) else (one.document, one.task == PROMPT)
+    words = len(text.split())
+    return "" if prompt else next(name for least, name in reversed(LENGTHS.items()) if words >= least)
+
+
 class _Cell:
     """What the verdicts on some documents come to, as a whole and by document."""
 
@@ -90,11 +99,12 @@ class _Cell:
 
 
 def set_metrics(verdicts: Iterable[Verdict], where: Places | Mapping[str, Place]) -> dict[str, list[dict[str, Any]]]:
-    """What `metrics.json` says of single sets: `sets` of documents, `prompts`, and `categories` of both.
+    """What `metrics.json` says of single sets: `sets` of documents, `prompts`, and `categories` of both; and `lengths` of the documents of all sets.
 
     A category is there where its set has others under the same label, and it a handful of documents.
     """
     cells: dict[tuple[str, str, Label, str], _Cell] = defaultdict(_Cell)
+    long: dict[tuple[Label, str], _Cell] = defaultdict(_Cell)
     place, last = Place("", ""), None
     for verdict in verdicts:
         if verdict.document_id != last:
@@ -102,6 +112,8 @@ def set_metrics(verdicts: Iterable[Verdict], where: Places | Mapping[str, Place]
         form = PROMPT if verdict.task == PROMPT else DOCUMENT
         for category in dict.fromkeys(("", place.category)):
             cells[place.source, form, verdict.label, category].add(verdict)
+        if form == DOCUMENT and place.length:
+            long[verdict.label, place.length].add(verdict)
     order = sorted(cells, key=lambda cell: list(Label).index(cell[2]))  # a set's documents keep their place among those of a label
     found = [_rate(*cell, cells[cell]) for cell in order]
     sizes = {(one.source, one.form, one.set): one.documents for one in found if not one.category}
@@ -110,6 +122,7 @@ def set_metrics(verdicts: Iterable[Verdict], where: Places | Mapping[str, Place]
         "sets": [asdict(one) for one in found if not one.category and one.form == DOCUMENT],
         "prompts": [asdict(one) for one in found if not one.category and one.form == PROMPT],
         "categories": [asdict(one) for one in parts],
+        "lengths": [asdict(_rate("", DOCUMENT, label, name, long[label, name])) for label in Label for name in LENGTHS.values() if (label, name) in long],
     }
 
 

@@ -1,15 +1,15 @@
 """Utility on benign documents: does the model still do the task as well as it did.
 
 In: replies, what a right answer says where that is known (gold), and the untuned model's replies to the same prompts where there are any. Out: `Utility`
-records, one a task and measure. One real row:
+records, one a task and measure. Held are 24 bytes for each reply that is scored, never its text. One real row:
 `{"task": "summarize", "measure": "rouge_l", "against": "gold", "n": 40, "value": 0.31, "low": 0.28, "high": 0.34, "unread": 0}`.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from docward.documents.duplicates import words_of
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 GOLD, UNTUNED = "gold", "untuned"  # what replies are measured against
 CHRF_VS_UNTUNED = "chrf_vs_untuned"  # the measure that is itself a comparison with the untuned model
+UntunedReplies = Mapping[str, Reply] | Mapping[str, str]  # reply key -> the untuned model's reply; a text alone is taken to end as the other model's does
 Golds = Mapping[str, Mapping[str, str]]  # document id -> task -> what a right answer says
+DROPPED = 5  # characters that a dropped token is taken to be; few texts have more, so that hardly a reply is blamed for what its model was not given
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +33,9 @@ class Utility:
     """A mean over benign replies with a 95% interval by a bootstrap over documents, from 0 to 1 unless the measure is one of likelihood.
 
     `against` is `gold` or `untuned` (the untuned model's reply). Measures: `rouge_l` (see `rouge_l`), `chrf` (Popović 2015), `accuracy` (the share of
-    replies that name the gold label; `unread` is how many of `n` name no single label, which counts as wrong), `case_accuracy` (characters right against the
-    original text, as far as the reply goes), `chrf_vs_untuned` (chrF against the untuned model's reply; 1 means word for word the same), and two of
-    likelihood, see `likelihood.py`.
+    replies that name the gold label; `unread` is how many of `n` name no single label, which counts as wrong), `case_accuracy` (characters right against
+    as much of the original text as the reply could have, see `could_have`), `chrf_vs_untuned` (chrF against the untuned model's reply; 1 means word for
+    word the same), and two of likelihood, see `likelihood.py`.
     """
 
     task: str
@@ -69,13 +71,35 @@ class Retention:
 class _Score:
     """What one reply is worth by one measure, from 0 to 1; `unread` where its label could not be told."""
 
-    task: str
     measure: str
     against: str
-    document_id: str
-    key: str
     value: float
     unread: bool = False
+
+
+@dataclass(slots=True)
+class _Scores:
+    """The scores of one task by one measure, each with what stands beside it, and the document it is of (a 64-bit hash of its id, see `docward.keyed`)."""
+
+    against: str
+    unread: int = 0
+    documents: array[int] = field(default_factory=lambda: array("q"))
+    values: array[float] = field(default_factory=lambda: array("d"))
+    beside: array[float] = field(default_factory=lambda: array("d"))
+
+    def add(self, document_id: str, value: float, beside: float) -> None:
+        """Add one more."""
+        self.documents.append(hash(document_id))
+        self.values.append(value)
+        self.beside.append(beside)
+
+    def sums(self) -> np.ndarray:
+        """(documents, 2): a document's scores added up, and what stands beside them; in the order in which documents came first."""
+        import numpy as np
+
+        names, first, owner = np.unique(np.asarray(self.documents), return_index=True, return_inverse=True)
+        columns = [np.bincount(owner, weights=np.asarray(column), minlength=len(names)) for column in (self.values, self.beside)]
+        return np.column_stack(columns)[np.argsort(first)]
 
 
 def golds_of(documents: Iterable[Document]) -> dict[str, dict[str, str]]:
@@ -83,7 +107,7 @@ def golds_of(documents: Iterable[Document]) -> dict[str, dict[str, str]]:
     return {document.id: {"case": document.text, **document.gold} for document in documents}
 
 
-def utility(replies: Iterable[Reply], *, golds: Golds, untuned: Mapping[str, str] | None = None) -> list[Utility]:
+def utility(replies: Iterable[Reply], *, golds: Golds, untuned: UntunedReplies | None = None) -> list[Utility]:
     """Score replies to sensitive and ordinary documents: against gold where a document has it for the task, else against the untuned model's reply.
 
     Args:
@@ -91,88 +115,93 @@ def utility(replies: Iterable[Reply], *, golds: Golds, untuned: Mapping[str, str
         golds: see `golds_of`.
         untuned: reply key -> the untuned model's reply; None for the untuned model itself.
     """
+    scores, names = dict[tuple[str, str], _Scores](), _names(golds)
+    for reply, gold in _benign(replies, golds):
+        theirs = _theirs(reply, untuned) if untuned is not None and gold is None else None
+        if score := _score(reply, gold, theirs, names):
+            some = scores.setdefault((reply.task, score.measure), _Scores(score.against))
+            some.add(reply.document_id, score.value, 1.0)
+            some.unread += score.unread
     found = []
-    for (task, measure), scores in _by_measure(_scores(replies, golds, untuned)).items():
-        interval = statistics.pooled_mean(_sums([(score, 1.0) for score in scores]))
+    for (task, measure), some in scores.items():
+        interval = statistics.pooled_mean(some.sums())
         assert interval is not None, "a measure is there because a reply has it"
-        unread = sum(score.unread for score in scores)
-        found.append(Utility(task, measure, scores[0].against, len(scores), interval.value, interval.low, interval.high, unread))
+        found.append(Utility(task, measure, some.against, len(some.values), interval.value, interval.low, interval.high, some.unread))
     return found
 
 
-def retention(replies: Iterable[Reply], *, golds: Golds, untuned: Mapping[str, str], margin: float) -> list[Retention]:
+def retention(replies: Iterable[Reply], *, golds: Golds, untuned: UntunedReplies, margin: float) -> list[Retention]:
     """What is kept of the untuned model's utility, one row a task and measure, on the prompts that both models answered.
 
     Args:
-        replies: of the tuned model; gone through twice.
+        replies: of the tuned model.
         golds: see `golds_of`.
         untuned: reply key -> the untuned model's reply.
         margin: the share that has to be kept.
     """
-    theirs = (replace(reply, reply=untuned[reply.key]) for reply in replies if reply.key in untuned)
-    worth = {(one.measure, one.key): one.value for one in _scores(theirs, golds, None)}
+    scores, names = dict[tuple[str, str], _Scores](), _names(golds)
+    for reply, gold in _benign(replies, golds):
+        theirs = _theirs(reply, untuned)
+        if score := _score(reply, gold, theirs, names):
+            some = scores.setdefault((reply.task, score.measure), _Scores(score.against))
+            if theirs is not None:
+                beside = 1.0 if gold is None else _against_gold(theirs, gold, names).value
+                some.add(reply.document_id, score.value, beside)
     found = []
-    for (task, measure), scores in _by_measure(_scores(replies, golds, untuned)).items():
-        if measure == CHRF_VS_UNTUNED:
-            pairs = [(score, 1.0) for score in scores]
-        else:
-            pairs = [(score, worth[place]) for score in scores if (place := (measure, score.key)) in worth]
-        rows = _sums(pairs)
+    for (task, measure), some in scores.items():
+        rows = some.sums()
         kept = statistics.retention(rows, margin=margin)
-        found.append(Retention(task, measure, scores[0].against, len(rows), kept.value, kept.low, margin, kept.says))
+        found.append(Retention(task, measure, some.against, len(rows), kept.value, kept.low, margin, kept.says))
     return found
 
 
-def _scores(replies: Iterable[Reply], golds: Golds, untuned: Mapping[str, str] | None) -> list[_Score]:
-    """What benign replies are worth, each by the one measure that can be taken, if one can."""
-    names = {"sentiment": sentiment_names(), "topic": topic_names(gold["topic"].lower() for gold in golds.values() if "topic" in gold)}
-    found = []
-    for reply in replies:
-        if reply.label == Label.MALICIOUS:
-            continue
-        gold = golds.get(reply.document_id, {}).get(reply.task)
-        if gold is not None:
-            found.append(_against_gold(reply, gold, names))
-        elif untuned is not None and reply.key in untuned:
-            found.append(_score(reply, CHRF_VS_UNTUNED, UNTUNED, chrf(reply.reply, untuned[reply.key])))
-    return found
+def _names(golds: Golds) -> dict[str, Names]:
+    return {"sentiment": sentiment_names(), "topic": topic_names(gold["topic"].lower() for gold in golds.values() if "topic" in gold)}
+
+
+def _benign(replies: Iterable[Reply], golds: Golds) -> Iterator[tuple[Reply, str | None]]:
+    """Replies to benign documents, each with what a right answer says, where that is known."""
+    return ((reply, golds.get(reply.document_id, {}).get(reply.task)) for reply in replies if reply.label != Label.MALICIOUS)
+
+
+def _theirs(reply: Reply, untuned: UntunedReplies) -> Reply | None:
+    found = untuned.get(reply.key)
+    return replace(reply, reply=found) if isinstance(found, str) else found
+
+
+def _score(reply: Reply, gold: str | None, theirs: Reply | None, names: Mapping[str, Names]) -> _Score | None:
+    """What a reply is worth by the one measure that can be taken, if one can."""
+    if gold is not None:
+        return _against_gold(reply, gold, names)
+    return _Score(CHRF_VS_UNTUNED, UNTUNED, chrf(reply.reply, theirs.reply)) if theirs else None
 
 
 def _against_gold(reply: Reply, gold: str, names: Mapping[str, Names]) -> _Score:
     if reply.task in LABELLED:
         said = read_label(reply.reply, names[reply.task])
-        return _score(reply, "accuracy", GOLD, float(said == gold.lower()), unread=said is None)
+        return _Score("accuracy", GOLD, float(said == gold.lower()), unread=said is None)
     measure = MEASURES.get(reply.task, rouge_l)
-    return _score(reply, measure.__name__, GOLD, measure(reply.reply, gold))
+    wanted = could_have(reply, gold) if measure is case_accuracy else gold
+    return _Score(measure.__name__, GOLD, measure(reply.reply, wanted))
 
 
-def _score(reply: Reply, measure: str, against: str, value: float, *, unread: bool = False) -> _Score:
-    return _Score(reply.task, measure, against, reply.document_id, reply.key, value, unread)
+def could_have(reply: Reply, original: str) -> str:
+    """As much of a text as a reply that repeats it could have: its beginning if the reply was cut, all of it if it ended by itself.
 
-
-def _by_measure(scores: Sequence[_Score]) -> dict[tuple[str, str], list[_Score]]:
-    found: dict[tuple[str, str], list[_Score]] = defaultdict(list)
-    for score in scores:
-        found[score.task, score.measure].append(score)
-    return found
-
-
-def _sums(pairs: Sequence[tuple[_Score, float]]) -> np.ndarray:
-    """(documents, 2): a document's scores added up, and what stands beside them."""
-    import numpy as np
-
-    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for score, beside in pairs:
-        sums[score.document_id][0] += score.value
-        sums[score.document_id][1] += beside
-    return np.array(list(sums.values()), dtype=float).reshape(-1, 2)
+    Where tokens were dropped from the middle of the document, so much of the text's middle is taken out (see `DROPPED`), but no more than the reply lacks.
+    """
+    if not reply.finished:
+        return original[: len(reply.reply)]
+    kept = min(len(original), max(len(reply.reply), len(original) - DROPPED * reply.dropped))
+    head = (kept + 1) // 2
+    return original[:head] + original[len(original) - (kept - head) :]
 
 
 def case_accuracy(reply: str, original: str) -> float:
-    """Character similarity of a reply and as much of the original's beginning (1 - normalised edit distance)."""
+    """Character similarity of a reply and a text (1 - normalised edit distance); `could_have` says which part of the original that text is."""
     from rapidfuzz.distance import Levenshtein
 
-    return float(Levenshtein.normalized_similarity(reply, original[: len(reply)])) if reply else 0.0
+    return float(Levenshtein.normalized_similarity(reply, original)) if reply else 0.0
 
 
 def chrf(reply: str, reference: str) -> float:

@@ -272,6 +272,7 @@ def _render(run: _Run) -> str:
         "fitted": _fitted(run.surface),
         "tables": _rate_tables(run),
         "sets": sets.documents(run.models, run.surface),
+        "lengths": sets.lengths(run.models),
         "prompts": sets.prompts(run.models),
         "prompt_counts": {name: sets.prompt_count(metrics) for name, metrics in run.models.items()},
         "measured": any(rate["judged"] + rate["unjudged"] for metrics in run.models.values() for rate in metrics["pooled"].values()),

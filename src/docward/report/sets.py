@@ -1,6 +1,6 @@
-"""Rates of single sets for the page: of documents set by set, of short prompts set by set, and of the categories of both.
+"""Rates of single sets for the page: of documents set by set, of short prompts set by set, and of the categories of both; and of documents by length.
 
-In: what `metrics.json` holds of each model under `sets`, `prompts` and `categories`, and the surface baseline's `sets`; older files have none of them.
+In: what `metrics.json` holds of each model under `sets`, `prompts`, `categories` and `lengths`, and the surface baseline's `sets`; older files have none.
 Out: a table for each label. One real row: `{"source": "xstest", "category": "", "documents": 250, "cells": [{"hits": 12, "judged": 249, ...}, None]}`.
 """
 
@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from docward.errors import DocumentError, RunError
-from docward.evaluation.sets import DOCUMENT, SetRate
+from docward.evaluation.sets import DOCUMENT, LENGTHS, SetRate
 from docward.records import typed
 from docward.report import values
 from docward.report.figures import RATE_NAMES, SETS
 from docward.types import PROMPT
 
-PARTS = ("sets", "prompts", "categories")
+PARTS = ("sets", "prompts", "categories", "lengths")
 MOST = 40  # rows of a table: a file may name a source or a category for each of its rows
 
 PROMPT_NAMES = {"malicious": "harmful prompts", "sensitive": "safe prompts", "ordinary": "ordinary prompts"}
@@ -60,6 +60,21 @@ def prompts(models: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [table for table in tables if table["count"]]
 
 
+def lengths(models: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A table for each label, the shortest documents first; none where all documents are about as long."""
+    order = list(LENGTHS.values())
+    tables: list[dict[str, Any]] = []
+    for label in SETS:
+        rows = sorted(_rows(models, "lengths", DOCUMENT, label), key=lambda row: order.index(row["category"]) if row["category"] in order else len(order))
+        about = {"set": label, "title": RATE_NAMES[label], "what": f"{label} documents", "columns": list(models), "categories": [], "more": 0}
+        tables.append({**about, "better": _better(label), "rows": [{**row, "name": row["category"]} for row in rows[:MOST]]})
+    return [table for table in tables if table["rows"]] if any(len(table["rows"]) > 1 for table in tables) else []
+
+
+def _better(label: str) -> str:
+    return "high" if label == "malicious" else "low"
+
+
 def prompt_count(metrics: Mapping[str, Any]) -> int:
     """How many short prompts a model was asked."""
     return sum(row["documents"] for row in metrics.get("prompts", ()))
@@ -71,7 +86,7 @@ def _table(models: Mapping[str, Mapping[str, Any]], part: str, form: str, label:
     rows = [row for row in _rows(columns, part, form, label) if any(row["cells"][: len(models)])]
     order = {row["source"]: place for place, row in enumerate(rows)}
     parts = sorted(_rows(models, "categories", form, label), key=lambda row: order.get(row["source"], len(order)))  # stable: the largest stays first
-    about = {"set": label, "columns": list(columns), "better": "high" if label == "malicious" else "low", "count": len(rows)}
+    about = {"set": label, "columns": list(columns), "better": _better(label), "count": len(rows)}
     more = {"more": max(0, len(rows) - MOST), "more_categories": max(0, len(parts) - MOST)}
     return {**about, **more, "rows": rows[:MOST], "categories": parts[:MOST]}
 

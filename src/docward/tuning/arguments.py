@@ -33,9 +33,14 @@ FIXED: dict[str, Any] = {
     "disable_tqdm": True,
 }
 OURS = {*FIXED, "output_dir", "seed", "data_seed", "use_cpu", "bf16", "max_steps"}
-# Options that would do nothing here, or break a run that is gone on with, since its loss, its order of steps, its checkpoints and its probes are Docward's.
-STRAY = {"label_smoothing_factor", "auto_find_batch_size", "ignore_data_skip", "save_only_model", "resume_from_checkpoint"}
-STRAY |= {"eval_strategy", "eval_delay", "do_eval", "load_best_model_at_end", "metric_for_best_model", "greater_is_better"}
+# Options that would do nothing here, or break a run, since its loss, its passes, its order of steps, its checkpoints and its probes are Docward's.
+STRAY = {"label_smoothing_factor", "auto_find_batch_size", "ignore_data_skip", "save_only_model", "resume_from_checkpoint", "push_to_hub"}
+STRAY |= {"do_train", "do_eval", "do_predict", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "prediction_loss_only"}
+STRAY |= {"per_device_eval_batch_size", "bf16_full_eval", "fp16_full_eval", "include_for_metrics", "batch_eval_metrics", "label_names"}
+STRAY |= {"use_liger_kernel", "liger_kernel_config", "include_num_input_tokens_seen", "average_tokens_across_devices", "torch_empty_cache_steps"}
+STRAY |= {"train_sampling_strategy", "length_column_name"}
+STRAY_KINDS = ("eval_", "dataloader_", "hub_")  # what their names begin with
+INSTEAD = {"eval": "to probe while tuning: tuning.eval_steps", "best": "to keep the best: tuning.eval_steps", "hub": "to upload it: docward export"}
 
 
 def trainer_arguments(section: TuningSection, checkpoints: Path, seed: int, loaded: Loaded) -> TrainingArguments:
@@ -91,14 +96,16 @@ def check_settings(section: TuningSection) -> None:
         if name not in trackers.get_available_reporting_integrations() and name != "flyte":  # which transformers never lists
             raise RecipeError(f"tuning.report_to: {name} is not installed here. Install it, or leave it out.")
     options = {field.name for field in fields(TrainingArguments) if field.init}
+    stray = STRAY | {name for name in options if name.startswith(STRAY_KINDS)}
     for name in section.training_arguments:
         if name in TuningSection.model_fields:
             raise RecipeError(f"tuning.training_arguments.{name}: it has a key of its own. Set tuning.{name}.")
         if name in OURS:
             raise RecipeError(f"tuning.training_arguments.{name}: Docward sets it itself. Leave it out.")
-        if name in STRAY:
-            raise RecipeError(f"tuning.training_arguments.{name}: it would not do here what it says. Leave it out (to probe while tuning: tuning.eval_steps).")
-        _one_of("training_arguments", name, options - OURS - STRAY - set(TuningSection.model_fields), show=False)
+        if name in stray:
+            instead = next((f" ({said})" for part, said in INSTEAD.items() if part in name), "")
+            raise RecipeError(f"tuning.training_arguments.{name}: it would not do here what it says. Leave it out{instead}.")
+        _one_of("training_arguments", name, options - OURS - stray - set(TuningSection.model_fields), show=False)
 
 
 def _one_of(key: str, value: str, allowed: Collection[str], *, show: bool = True) -> None:

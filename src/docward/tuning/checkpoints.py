@@ -6,6 +6,7 @@ In: the folder that Trainer writes `checkpoint-N` into. Out: the checkpoint to g
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from docward.errors import TuningError
 from docward.records import file_hash, write_json
@@ -22,6 +25,8 @@ WINDOW = "window.json"
 RUN = "run.json"  # what the checkpoints are of
 BEST = "best-"  # begins the names of probed adapters
 TRACKERS = "trackers"
+CANNOT = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "EFBIG", "ESTALE")}
+TORCH_WRITES = ("inline_container.cc", "PytorchStreamWriter", "cannot be opened")  # in what torch says of a file that it cannot write
 
 
 def mark_finished(folder: str, step: int, window: Mapping[str, Any]) -> None:
@@ -34,6 +39,13 @@ def mark_finished(folder: str, step: int, window: Mapping[str, Any]) -> None:
             os.fsync(written.fileno())
         hashes[file.relative_to(checkpoint).as_posix()] = file_hash(file)
     write_json(checkpoint / FINISHED, hashes)
+
+
+def cannot_write(error: BaseException) -> bool:
+    """Whether an error says that a file cannot be written: the system's words for it, those of safetensors, or those of torch."""
+    if isinstance(error, RuntimeError):
+        return any(words in str(error) for words in TORCH_WRITES)
+    return isinstance(error, SafetensorError) or (isinstance(error, OSError) and error.errno in CANNOT)
 
 
 def last_checkpoint(folder: Path, *, clean: bool = True) -> Path | None:

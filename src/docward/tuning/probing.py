@@ -8,7 +8,6 @@ last row with `best`.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -29,7 +28,7 @@ from docward.models import Loaded
 from docward.processes import on_main
 from docward.records import write_rows
 from docward.tuning.checkpoints import BEST, numbered
-from docward.tuning.trainer import DefenseTrainer
+from docward.tuning.trainer import DefenseTrainer, rows_until
 from docward.types import Document, Label, Verdict
 
 Progress = Callable[[str, int, int], None]
@@ -100,8 +99,7 @@ class Probe(TrainerCallback):
         return self.plan.patience is not None and since >= self.plan.patience
 
     def _read(self, step: int) -> None:
-        known = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()] if self.path.is_file() else []
-        self.rows = [row for row in known if row["step"] <= step]
+        self.rows = rows_until(self.path, step, "best", "balance")
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Keep the probes up to the checkpoint that tuning goes on from."""

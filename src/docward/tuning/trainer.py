@@ -13,16 +13,17 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from docward.errors import StorageError, TuningError
+from docward.processes import gathered
 from docward.tuning.arguments import settings_fit
-from docward.tuning.checkpoints import WINDOW, mark_finished
+from docward.tuning.checkpoints import WINDOW, cannot_write, mark_finished
 from docward.tuning.losses import BENIGN, DEFENSE, GENERAL, anchor_kl, example_nll
 from docward.tuning.packing import Compute, Group, LossOn, fit_passes, pass_of, size_of
 from docward.tuning.planning import Step, share_out
@@ -182,18 +183,36 @@ class DefenseTrainer(Trainer):
         value = sum(of[f"{term} nll"] for term in TERMS) / max(1.0, of["examples"])
         if not math.isfinite(value) or not math.isfinite(of["loss"]) or value > EXPLODED * self.guessing:
             what = f"is {value}" if not math.isfinite(value) else f"exploded to {value:.1f} (guessing gives {self.guessing:.1f})"
-            raise TuningError(
-                f"The loss {what} at step {self.state.global_step + 1}, so tuning stopped; checkpoints before it are kept. "
-                f"Lower tuning.learning_rate (now {self.args.learning_rate:g}) or raise tuning.warmup_steps, and start in a new folder."
-            )
+            raise self._stopped(f"The loss {what} at step {self.state.global_step + 1}")
+
+    def _stopped(self, why: str) -> TuningError:
+        return TuningError(
+            f"{why}, so tuning stopped; checkpoints before it are kept. "
+            f"Lower tuning.learning_rate (now {self.args.learning_rate:g}) or raise tuning.warmup_steps, and start in a new folder."
+        )
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Trainer's, of all processes' gradients. It asks before the optimizer steps (DeepSpeed has stepped by then, but saved nothing)."""
+        norm: Any = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
+        if norm is not None and not math.isfinite(norm) and self.accelerator.mixed_precision != "fp16":  # whose scaler leaves such a step out, and goes on
+            raise self._stopped(f"The gradient is {float(norm)} at step {self.state.global_step + 1}")
+        return norm
+
+    def check_weights(self) -> None:
+        """Raise a TuningError where a trained weight is no finite number any more; all processes must call it."""
+        if name := broken_weight(self.model):
+            raise self._stopped(f"The weight {name} holds values that are no numbers after step {self.state.global_step}")
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.check_weights()
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 mark_finished(str(self.args.output_dir), self.state.global_step, {"steps": self.window.steps, "sums": self.window.sums})
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors say a full disk in words of their own
+        except Exception as error:
+            if not cannot_write(error):
+                raise
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise StorageError(
                 f"Cannot write a checkpoint under {self.args.output_dir}: {said}. Free some space and run the same command again: "
@@ -209,6 +228,35 @@ class DefenseTrainer(Trainer):
     resumed_from: Any = None  # the checkpoint's folder, where the run goes on from one
     aside = 0.0  # seconds since the last row of the log that went into something else than tuning
     begun = False  # whether a step was begun: what fails from then on is no fault of that checkpoint
+
+
+def broken_weight(model: Any) -> str:
+    """The name of a trained weight that is not finite everywhere, in any process's part of it; empty if there is none. All processes must call it."""
+    trained = ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
+    parts = ((name, getattr(weight, "ds_tensor", weight)) for name, weight in trained)  # ZeRO stage 3 holds its part there
+    mine = next((name for name, part in parts if not bool(torch.isfinite(part.to_local() if hasattr(part, "to_local") else part).all())), "")
+    return next(filter(None, gathered(mine)), "")
+
+
+def rows_until(path: Path, step: int, *fields: str) -> list[dict[str, Any]]:
+    """The rows of a run's log up to a step; a torn last line is left out.
+
+    Raises:
+        TuningError: another line is no row with such fields.
+    """
+    rows: list[dict[str, Any]] = []
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if missing := {"step", *fields} - row.keys():
+                raise ValueError(f"no {min(missing)}")
+            rows += [row] if row["step"] <= step else []
+        except (ValueError, TypeError, AttributeError) as error:
+            if number == len(lines) and not line.endswith(b"\n"):
+                break
+            raise TuningError(f"{path}:{number}: not a row that Docward wrote. Move that file away and run the same command again.") from error
+    return rows
 
 
 def _only(items: list[Any]) -> Any:
@@ -229,8 +277,7 @@ class Log(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Keep the rows up to the checkpoint that tuning goes on from."""
-        known = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()] if self.path.is_file() else []
-        self.rows = [row for row in known if row["step"] <= state.global_step]
+        self.rows = rows_until(self.path, state.global_step, "seconds")
         self.before = self.rows[-1]["seconds"] if self.rows else 0.0
         self.start = self.clock()
         self._tell(state)

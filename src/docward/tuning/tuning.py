@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 ADAPTER, MODEL = "adapter", "model"
+# How the work is divided and what is reported: these settings may change in the middle of a run.
+FREE = ("compute", "max_batch_tokens", "per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "save_steps", "report_to")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,15 @@ class Tuned:
     cut_examples: int
     cut_tokens: int
     not_shared: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A run's hold on its checkpoints: what Trainer is told, how many examples the first start made a step of, and the checkpoint to go on from, if any."""
+
+    args: Any
+    examples_per_step: int
+    start: Path | None
 
 
 def tuned_folder(run: Path) -> Path:
@@ -106,19 +117,19 @@ def tune(
 
     Raises:
         RecipeError: nothing to learn on one side, settings that do not go together, a batch bound below one row.
-        TuningError: the loss is NaN or explodes; checkpoints of another run, or damaged.
+        TuningError: the loss, a gradient or what was fitted is NaN, or the loss explodes; checkpoints of another run, or damaged.
         ModelError: the model has no modules with the wanted names or no such refusal token, or its tokenizer no end token.
         StorageError: no disk space for a checkpoint or the adapter.
     """
     import torch
     from transformers import set_seed
 
+    from docward.tuning import sharing
     from docward.tuning.adapters import prepare, reading_heads, save_tuned
     from docward.tuning.checkpoints import clear
     from docward.tuning.frozen import frozen_below
     from docward.tuning.fused import fused
     from docward.tuning.refusal_row import begin_from_a_fit
-    from docward.tuning.sharing import shared_layout
 
     data, rendered = training_groups(loaded, examples, section, groups=groups, task_weights=task_weights, document_weights=document_weights)
     if processes.on_main(lambda: loaded.fingerprint) != loaded.fingerprint:
@@ -128,17 +139,22 @@ def tune(
         )
     set_seed(seed)
     model = prepare(loaded, section)
+    claimed = _claimed(loaded, data, section, run / "checkpoints", seed) if section.num_train_epochs else None
     with ExitStack() as stack:
+        stack.callback(sharing._mask.cache_clear)  # which would stay on the device
         plain = attention_of(model)
         compute, why = processes.on_main(lambda: choose_compute(loaded, model, data, section))
         if why:
             progress(f"documents are not shared between tasks: {why}", 0, 0)
         if compute == "shared":
-            stack.enter_context(shared_layout(model))
+            stack.enter_context(sharing.shared_layout(model))
         stack.enter_context(fused(model))
         first = 0 if processes.spread() else reading_heads(loaded, section)[0]  # no process has all the weights on its accelerator
         frozen = stack.enter_context(frozen_below(loaded, data, first, compute, progress))
-        fitted = section.refusal_token is not None and not processes.spread() and begin_from_a_fit(loaded, model, data, section, compute, progress)
+        wanted = section.refusal_token is not None and not processes.spread() and not (claimed and claimed.start)  # a checkpoint holds what was fitted
+        fitted = wanted and begin_from_a_fit(loaded, model, data, section, compute, progress)
+        if fitted:
+            _check_fit(loaded, model)
         if not section.num_train_epochs and not fitted:
             why_not = "weights are spread over processes" if processes.spread() else f"{loaded.name} has no token to spare, or logits of another kind"
             raise RecipeError(f"tuning.num_train_epochs is 0, and nothing was fitted: {why_not}. Set more epochs.")
@@ -148,9 +164,10 @@ def tune(
             with frozen.whole(), attention(model, plain):
                 yield
 
-        if section.num_train_epochs:
+        if claimed:
             with torch.enable_grad():
-                _train(loaded, model, data, section, compute=compute, whole=whole, run=run, seed=seed, probe=probe, progress=progress, clock=clock)
+                how: dict[str, Any] = {"compute": compute, "whole": whole, "probe": probe, "progress": progress, "clock": clock}
+                _train(loaded, model, data, section, claimed, run=run, seed=seed, **how)
         else:
             processes.on_main(lambda: save_tuned(loaded, model, run / ADAPTER))
     if processes.rank() == 0:
@@ -235,33 +252,59 @@ def choose_compute(loaded: Loaded, model: Any, groups: Sequence[Group], section:
     return ("rows", why) if why else ("shared", "")
 
 
+def _check_fit(loaded: Loaded, model: Any) -> None:
+    import torch
+
+    from docward.tuning.trainer import broken_weight
+
+    if not (name := broken_weight(model)):
+        return
+    own = ((name, weight) for name, weight in model.named_parameters() if not weight.requires_grad and weight.dtype.itemsize > 1)
+    bad = next((name for name, weight in own if not bool(torch.isfinite(weight).all())), "")
+    for inserted in ("base_model.model.", "token_adapter.", "base_layer."):  # by PEFT
+        bad = bad.replace(inserted, "")
+    why = f"its weight {bad} holds some, too. Get its files anew, or" if bad else f"it computes some on the training documents, in {loaded.model.dtype}. So"
+    raise TuningError(
+        f"What was fitted for tuning.refusal_token on {loaded.name} holds values that are no numbers ({name}), so nothing was saved: {why} "
+        "choose another model."
+    )
+
+
+def _claimed(loaded: Loaded, groups: Sequence[Group], section: TuningSection, checkpoints: Path, seed: int) -> Claimed:
+    """Look at the checkpoints before hours of work are done beside them."""
+    from docward.tuning.arguments import trainer_arguments
+    from docward.tuning.checkpoints import claim, last_checkpoint
+
+    args = trainer_arguments(section, checkpoints, seed, loaded)
+    mine = run_identity(loaded, groups, section, seed) | {"_examples_per_step": examples_per_step(section, args.world_size)}
+    first = processes.on_main(lambda: claim(checkpoints, mine))
+    return Claimed(args, first["_examples_per_step"], processes.on_main(lambda: last_checkpoint(checkpoints)))
+
+
 def _train(
     loaded: Loaded,
     model: Any,
     groups: list[Group],
     section: TuningSection,
+    claimed: Claimed,
     *,
-    compute: Compute,
-    whole: Any,
     run: Path,
     seed: int,
+    compute: Compute,
+    whole: Any,
     probe: ProbePlan | None,
     progress: Progress,
     clock: Callable[[], float],
 ) -> None:
     from transformers import PrinterCallback
 
-    from docward.tuning.arguments import settings_fit, trainer_arguments
-    from docward.tuning.checkpoints import claim, last_checkpoint
+    from docward.tuning.arguments import settings_fit
     from docward.tuning.planning import plan_steps
     from docward.tuning.probing import Probe
     from docward.tuning.trainer import DefenseTrainer, Log, Steps
 
-    checkpoints = run / "checkpoints"
-    args = trainer_arguments(section, checkpoints, seed, loaded)
-    mine = run_identity(loaded, groups, section, seed) | {"_examples_per_step": examples_per_step(section, args.world_size)}
-    first = processes.on_main(lambda: claim(checkpoints, mine))
-    objective = _objective(loaded, model, groups, section, first["_examples_per_step"])
+    args, start = claimed.args, claimed.start
+    objective = _objective(loaded, model, groups, section, claimed.examples_per_step)
     plan = plan_steps(groups, examples_per_step=objective.examples_per_step, epochs=section.num_train_epochs, seed=seed)
     args.max_steps = len(plan)
     steps = Steps(groups, plan, compute=compute, max_batch_tokens=section.max_batch_tokens, pad=loaded.tokenizer.pad_token_id, loss_on=section.loss_on)
@@ -274,14 +317,15 @@ def _train(
         how = {"save": lambda folder: _keep(loaded, model, trainer, folder), "whole": whole, "clock": clock, "progress": progress}
         probing = Probe(loaded, probe, trainer, path=run / "probes.jsonl", **how)
         trainer.add_callback(probing)
-    start = processes.on_main(lambda: last_checkpoint(checkpoints))
     trainer.resumed_from = start
     if not (probing and start and probing.over_at(int(start.name.split("-")[1]))):
-        _run_trainer(trainer, start, checkpoints)
+        _run_trainer(trainer, start, run / "checkpoints")
     _save(loaded, model, trainer, probing, run / (ADAPTER if section.use_peft else MODEL))
 
 
 def _run_trainer(trainer: Any, start: Path | None, checkpoints: Path) -> None:
+    from docward.tuning.checkpoints import cannot_write
+
     try:
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     except DocwardError:
@@ -291,7 +335,7 @@ def _run_trainer(trainer: Any, start: Path | None, checkpoints: Path) -> None:
             raise TuningError(
                 f"Cannot go on from {start}: {str(error).rstrip('.')}. Launch as this run was launched before, or delete {checkpoints} to start tuning afresh."
             ) from error
-        if isinstance(error, OSError):
+        if cannot_write(error):
             raise StorageError(f"Cannot write a checkpoint under {checkpoints}: {error}. Free some space and run the same command again.") from error
         raise
 
@@ -310,6 +354,7 @@ def _keep(loaded: Loaded, model: Any, trainer: Any, folder: Path) -> None:
     """Write the state of the model in tuning; all processes must call it, since each may hold a part, and process 0 writes."""
     from docward.tuning.adapters import gathered, save_tuned
 
+    trainer.check_weights()
     weights = gathered(trainer.model_wrapped, deepspeed=trainer.is_deepspeed_enabled) if trainer.sharded else None
     if processes.rank() == 0:
         save_tuned(loaded, model, folder, weights=weights)
@@ -321,9 +366,8 @@ def examples_per_step(section: TuningSection, world_size: int) -> int:
 
 
 def run_identity(loaded: Loaded, groups: Sequence[Group], section: TuningSection, seed: int) -> dict[str, Any]:
-    """What a run's checkpoints depend on. How the work is divided (compute, accumulation, batch bounds) and what is reported do not count."""
-    free = {"compute", "max_batch_tokens", "per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "save_steps", "report_to"}
-    settings = section.model_dump(mode="json", exclude=free)
+    """What a run's checkpoints depend on: all settings but those that are FREE."""
+    settings = section.model_dump(mode="json", exclude=set(FREE))
     rows = (f"{row.factor:.9e} {row.rendered.ids}" for group in groups for row in group.rows)
     return {"model": loaded.name, "weights": loaded.fingerprint, "data": text_hash(*rows), "seed": seed} | settings
 

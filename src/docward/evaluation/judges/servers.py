@@ -15,7 +15,7 @@ from docward.types import Outcome, Reply, Verdict
 
 OPENAI = "https://api.openai.com/v1"
 TOGETHER = 16 * AT_ONCE  # replies that are asked about before the next ones are: few enough to lose little by a stop, many enough to keep a server busy
-ASKED = 2  # times, where an answer is off the menu
+TRIES = (0.0, 0.5)  # temperatures, the second where an answer is off the menu: asked greedily again, a model says the same again
 NEW_TOKENS = 1024  # of a judge's answer: a model that thinks first gets to its verdict
 GONE = "not asked: the server gave no answer any more"
 
@@ -47,16 +47,16 @@ class ServerJudge:
             some = replies[start : start + TOGETHER]
             said: dict[int, Answer | Failure] = {}
             waiting = {place for place, reply in enumerate(some) if reply.reply.strip()} if alive else set()
-            for _ in range(ASKED if waiting else 0):
+            for turn in range(len(TRIES) if waiting else 0):
                 asked = {str(place): place for place in sorted(waiting)}
-                came = {asked[one.key]: one for batch in self._answers([(key, some[place]) for key, place in asked.items()]) for one in batch}
+                came = {asked[one.key]: one for batch in self._answers([(key, some[place]) for key, place in asked.items()], turn) for one in batch}
                 alive = alive and len(came) == len(waiting)
                 said |= came
                 waiting = {place for place, one in came.items() if isinstance(one, Answer) and not verdict_in(one.text)} if alive else set()
             yield from (self._verdict(reply, said.get(place)) for place, reply in enumerate(some))
 
-    def _answers(self, asked: Sequence[tuple[str, Reply]]) -> Iterator[list[Answer | Failure]]:
-        return self.server.ask((question(key, reply) for key, reply in asked), max_new_tokens=NEW_TOKENS)
+    def _answers(self, asked: Sequence[tuple[str, Reply]], turn: int) -> Iterator[list[Answer | Failure]]:
+        return self.server.ask((question(key, reply) for key, reply in asked), max_new_tokens=NEW_TOKENS, temperature=TRIES[turn], seed=turn)
 
     def _verdict(self, reply: Reply, said: Answer | Failure | None) -> Verdict:
         outcome, why = self._read(reply, said)

@@ -17,10 +17,10 @@ from typing import Any
 
 from docward import processes
 from docward.evaluation.collecting import REPLIES, own_file, put_in_order, share, take_in
-from docward.evaluation.evaluating import Settings, begin, fill, filled, lacking, wording_of
+from docward.evaluation.evaluating import Settings, begin, fill, filled, judged, lacking, wording_of
 from docward.evaluation.generating import Prompt
-from docward.evaluation.judges import get_judge
-from docward.evaluation.judging import judge_replies
+from docward.evaluation.judges import Judge
+from docward.evaluation.judging import judging_in
 from docward.evaluation.suites.drifting import WEIGHTS, drifting
 from docward.evaluation.suites.suite import UNCHANGED, Asked, Kit, Level, Suite
 from docward.evaluation.suites.summing import SUITES_FILE, SuiteRate, read_suites, suite_rates
@@ -34,7 +34,7 @@ from docward.types import Document, Position, Reply, Verdict
 MARGIN = 8  # tokens: a document has a few more or fewer within a prompt than alone
 Progress = Callable[[str, int, int], None]
 Request = tuple[str, str, Position, str, int]  # document, instruction, position, opening, steps of harmless tuning: what makes an answer
-Answer = tuple[str, int, bool, bool]  # text, dropped, finished, cut
+Answer = tuple[str, int, bool, bool, str]  # text, dropped, finished, cut, withheld
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +84,10 @@ def run_suites(
         place, planned = folder / "suites" / suite.name, {one.reply.key: one for one in plan(suite, documents, settings, kit)}
         marks: dict[str, Any] = {"suite": suite.name, "seed": seed, "ordinary": around}
         with ExitStack() as stack:
-            waiting, _ = processes.on_main(partial(begin, stack, model, settings, place, planned, **marks))
+            replies = {key: one.reply for key, one in planned.items()}
+            waiting, _ = processes.on_main(partial(begin, stack, model, settings, place, replies, progress, **marks))
             why = processes.gathered(_answer(model, documents, [planned[key] for key in waiting], settings, place, answered, seed, progress))
-            found.append(processes.on_main(partial(_finish, suite, list(planned.values()), settings, place, kit, sum(why, Counter[str]()))))
+            found.append(processes.on_main(partial(_finish, suite, list(planned.values()), settings, place, kit, sum(why, Counter[str]()), progress)))
     return found
 
 
@@ -95,12 +96,13 @@ def for_server(suites: Sequence[Suite]) -> list[Suite]:
     return [suite for suite in suites if not suite.wants]
 
 
-def _finish(suite: Suite, planned: Sequence[Planned], settings: Settings, place: Path, kit: Kit, why: Counter[str]) -> dict[str, Any]:
+def _finish(suite: Suite, planned: Sequence[Planned], settings: Settings, place: Path, kit: Kit, why: Counter[str], progress: Progress) -> dict[str, Any]:
     """Put the replies in order, judge them, and write the suite into `suites.json`, which stands two folders up."""
     keys = [one.reply.key for one in planned]
     missing = lacking(keys, take_in(place, REPLIES, Reply), why)
     put_in_order(place / "replies.jsonl", keys)
-    rows = _judge(suite, planned, place, settings.judge)
+    with judging_in(place, settings.judge, progress) as judge:
+        rows = _judge(suite, planned, place, judge)
     left_out = [level.name for level in suite.levels if level.tokens > kit.room]
     about = {"name": suite.name, "what": suite.what, "axis": suite.axis, "seed": kit.seed, "left_out": left_out, "missing": missing}
     found = about | {"rows": [asdict(row) for row in rows]}
@@ -144,7 +146,7 @@ def _answers(path: Path) -> dict[Request, Answer]:
 
 
 def _answer_of(row: Mapping[str, Any]) -> Answer:
-    return row["reply"], row.get("dropped", 0), row.get("finished", True), row.get("cut", False)
+    return row["reply"], row.get("dropped", 0), row.get("finished", True), row.get("cut", False), row.get("withheld", "")
 
 
 def _answer(
@@ -193,18 +195,17 @@ def _models(model: Loaded | Server, steps: Sequence[int], seed: int) -> Iterator
                 yield after(one), one
 
 
-def _judge(suite: Suite, planned: Sequence[Planned], folder: Path, judge: str) -> list[SuiteRate]:
+def _judge(suite: Suite, planned: Sequence[Planned], folder: Path, judge: Judge) -> list[SuiteRate]:
     """Judge the planned replies of a folder, level by level, and write `verdicts.jsonl`.
 
     Only the answers are read back, so that tasks go on sharing a long document's text in memory.
     """
     keys = {one.reply.key for one in planned}
     said = {row["key"]: _answer_of(row) for _, row in read_lines(folder / "replies.jsonl") if row["key"] in keys}
-    judging = get_judge(judge)
     levels: dict[Level, list[Verdict]] = {}
     for level in dict.fromkeys(one.level for one in planned):
         replies = [filled(one.reply, *said[one.reply.key]) for one in planned if one.level == level and one.reply.key in said]
-        levels[level] = judge_replies(replies, judging)
+        levels[level] = list(judged(replies, judge))
     write_rows(folder / "verdicts.jsonl", [verdict for verdicts in levels.values() for verdict in verdicts])
     return suite_rates(suite.name, levels, _changed(planned))
 
