@@ -17,7 +17,7 @@ from docward.errors import ModelError
 from docward.models import Loaded, packed
 from docward.recipe import TuningSection
 from docward.records import whole_folder
-from docward.tuning.head_weights import Place, reading_place
+from docward.tuning.head_weights import Place, reading_places
 from docward.tuning.refusal_token import refusal_token_id
 
 SCALED = ("logits_scaling", "logit_scale", "final_logit_softcapping")  # what a config has where logits are not states @ rows
@@ -45,12 +45,12 @@ def with_lora(loaded: Loaded, section: TuningSection) -> Any:
     from peft import LoraConfig, get_peft_model
 
     count = int(loaded.model.config.get_text_config().num_hidden_layers)
-    first, place = reading_heads(loaded, section)
+    first, places = reading_heads(loaded, section)
     layers = list(range(first, count))
     if not layers:
         raise ModelError(f"tuning.lora_first_layer = {section.lora_first_layer}, but {loaded.name} has {count} layers. Set it lower.")
     token = refusal_token_id(loaded, section.refusal_token)
-    ranks = place.ranks(section.lora_r) if place else {}
+    ranks = {name: rank for place in places for name, rank in place.ranks(section.lora_r).items()}
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=section.lora_r,
@@ -78,12 +78,12 @@ def can_begin_from_a_fit(loaded: Loaded, section: TuningSection) -> bool:
     return refusal_token_id(loaded, section.refusal_token) is not None and not scaled and not processes.spread()
 
 
-def reading_heads(loaded: Loaded, section: TuningSection) -> tuple[int, Place | None]:
-    """The first layer that is adapted (for `auto` that of the heads that read, or all), and where heads get that job, if any do."""
-    place = reading_place(loaded.model, section) if can_begin_from_a_fit(loaded, section) else None
+def reading_heads(loaded: Loaded, section: TuningSection) -> tuple[int, list[Place]]:
+    """The first layer that is adapted (for `auto` the lowest that has heads that read, or all), and where heads get that job, from the lowest layer up."""
+    places = reading_places(loaded.model, section) if can_begin_from_a_fit(loaded, section) else []
     if section.lora_first_layer != "auto":
-        return section.lora_first_layer, place
-    return (place.layer if place else 0), place
+        return section.lora_first_layer, places
+    return (places[0].layer if places else 0), places
 
 
 def _rows_of(model: Any, token: int) -> dict[str, list[int]] | list[int]:

@@ -1,26 +1,25 @@
-"""Heads that read: attention heads of a late layer get a new job, to bring what the text says of intent to where the answer begins.
+"""Heads that read: attention heads of two layers get a new job, to bring what the text says of intent to where the answer begins.
 
-In: a model with a fresh adapter and the training rows. Out: adapter weights, found without a gradient step, under which one head looks at all it may see alike
-and the other where intent shows (a softmax over how malicious each state reads); each reads off a direction, the two of one logistic regression that tells
-malicious from benign documents, and writes it along a direction that the rest of the model heeds least; and the direction along which they are heard, for the
-refusal token's row. The mean over a document tells intent far better than the last state does (`bench/probing.py`); the second head gives more weight to a
-passage among ordinary text, and to what is still readable in a noisy one. The heads are those of the layer that benign answers miss least; heads that share
-values or keys with one of them lose a direction of values for each, and beside the second the slowest pair of rotary components (`head_weights.py`); nothing
-else changes.
-A softmax over a probe's own scores as pooling: arXiv 2506.10805. Heads that are missed little can go: arXiv 1905.10650.
+In: a model with a fresh adapter and the training rows. Out: adapter weights, found without a gradient step, under which a head of a middle layer and one of a
+late layer look at all they may see alike; each reads off a direction, the two of one logistic regression that tells malicious from benign documents, and writes
+it along the direction that the rest of the model heeds least, so that the sum of both stands there; and the direction along which they are heard, for the
+refusal token's row. The mean over a document tells intent far better than the last state does, and that of a middle layer and of a late one together better
+than either (`bench/probing.py`). The heads are those of their layers that benign answers miss least; heads that share values with one of them lose a direction
+of values for it (`head_weights.py`); nothing else changes.
+Heads that are missed little can go: arXiv 1905.10650.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 import torch
 
 from docward.recipe import TuningSection
-from docward.tuning.frozen import entering
-from docward.tuning.head_weights import Head, Place, norm_behind, rows_of, scale_of, unseen_direction, write_heads
+from docward.tuning.head_weights import Head, Place, norm_behind, rows_of, scale_of, unseen_direction, write_head
 from docward.tuning.losses import DEFENSE, example_nll, forward_inputs
 from docward.tuning.packing import Compute, Group, fit_passes, pass_of
 
@@ -28,32 +27,37 @@ C = 0.01  # inverse penalty of the logistic regression, on states of unit varian
 LOUD = 0.08  # spread of what is written, as a share of the state's length
 BESIDE = 0.25  # where a norm stands behind attention: that spread is at most this share of the length of what attention gives, which it takes from
 FRAMES = 24  # directions of instructions and chat template that are not read
-ENOUGH = 100  # benign answers that show which heads are missed least
+ENOUGH = 40  # benign answers that show which heads are missed least
 SOME = 7  # one place in so many is kept, where all would be too many
-SHARP = 1.0  # spread, over the states of documents, of what the looking head's softmax takes
-TIMES = 2  # where to look and what to read there are found in turns
 RIDGE = 10.0  # penalty of the linear regression that listens, on states of unit variance
+HEARD = 1200  # rows on which the fit listens
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(slots=True)
-class Read:
-    """What training rows show.
+class Seen:
+    """What training rows show at one place.
 
-    Each row's mean state over its document (over all of its prompt, where it has none), (rows, size); whether it is to be refused; its weight; the mean length
-    of states where answers begin, and of what attention gives there; and how states spread: in documents, in what stands around them, where answers begin, and
-    before the last norm.
+    Each row's mean state over its document (over all of its prompt, where it has none), (rows, size); the mean length of the states there in which answers
+    begin, and of what attention gives them; and how states spread: in documents, in what stands around them, and where answers begin.
     """
 
     means: torch.Tensor
-    refuse: torch.Tensor
-    weights: torch.Tensor
     length: float
     given: float
     inside: Spread
     around: Spread
     begins: Spread
+
+
+@dataclass(slots=True)
+class Read:
+    """Which training rows are to be refused; their weights; how states spread before the last norm; and what is seen at each place."""
+
+    refuse: torch.Tensor
+    weights: torch.Tensor
     last: Spread
+    seen: list[Seen]
 
 
 class Spread:
@@ -88,7 +92,7 @@ class Spread:
 
 @torch.no_grad()
 def give_reading_heads(
-    model: Any, place: Place, groups: Sequence[Group], section: TuningSection, compute: Compute, progress: Progress = lambda *_: None
+    model: Any, places: Sequence[Place], groups: Sequence[Group], section: TuningSection, compute: Compute, progress: Progress = lambda *_: None
 ) -> torch.Tensor | None:
     """Write the heads into a fresh adapter; gives the direction of the output layer's input along which they are heard, (size,), float32.
 
@@ -96,105 +100,84 @@ def give_reading_heads(
 
     Args:
         model: with the adapter, in the layout that `compute` wants.
-        place: which layer, as the adapter's ranks allow for.
+        places: which layers, from the lowest up, as the adapter's ranks allow for.
         groups: training rows.
         section: the recipe's.
         compute: the layout.
         progress: told how many passes are done.
     """
     decoder = model.base_model.model.get_decoder()
-    attention = decoder.layers[place.layer].self_attn
     passes = fit_passes(groups, section.max_batch_tokens, compute)
-    read = _read(model, attention, place, passes, compute, progress)
+    read = _read(model, places, passes, compute, progress)
     if len(set(read.refuse[read.weights.cpu() > 0].tolist())) < 2:
         return None
-    nothing, inside, seen = left_out(read.means, read.around), read.inside.covariance().to(read.means.device), [read.means]
-    if place.heads > 1:
-        for _ in range(TIMES):
-            [reads] = reading_directions(seen[-1:], nothing, read.refuse, read.weights)
-            looks = SHARP * reads / (reads @ inside @ reads).sqrt().clamp(min=1e-9)
-            seen = [read.means, _looked(model, attention, passes, compute, looks, progress)]
-    found = reading_directions(seen, nothing, read.refuse, read.weights)
-    score = torch.stack([one @ reads for one, reads in zip(seen, found, strict=True)]).sum(0)
+    features = [(one.means, left_out(one.means, one.around)) for one in read.seen]
+    found = reading_directions(features, read.refuse, read.weights)
+    score = torch.stack([one @ reads for (one, _), reads in zip(features, found, strict=True)]).sum(0)
     if not bool(score.std() > 0):
         return None
-    loud, direction = LOUD * read.length / float(score.std()), unseen_direction(model, read.last.covariance(), place.layer)
-    if (behind := norm_behind(decoder.layers[place.layer])) is not None:
-        scale = scale_of(behind)
-        assert scale is not None, "a place has known norms only"
-        loud, direction = through_norm(loud, direction, scale, read.given, BESIDE / float(score.std()))
-    turned = float(getattr(getattr(decoder, "rotary_emb", None), "attention_scaling", 1.0))
-    least = missed(model, attention, place.size, passes, compute, progress).argsort().tolist()
-    steady = steady_direction([read.begins, read.inside]).to(direction.device)
-    if place.normed:  # as long as the head's queries were, so that rounding is small beside it
-        asks = attention.q_proj.weight.float()[rows_of(least[0], place.size)]
-        heads = [Head(least[0], found[0], loud, steady=steady * (asks @ read.begins.mean().float().to(asks.device)).norm())]
-    else:
-        heads = [Head(least[0], found[0], loud)]
-    if place.heads > 1:
-        heads.append(Head(least[1], found[1], loud, looks, steady))
-    write_heads(attention, place.size, heads, direction, turned=turned)
+    loud, direction = LOUD * read.seen[-1].length / float(score.std()), unseen_direction(model, read.last.covariance(), places[0].layer)
+    chosen = [_least_missed(model, place, passes, compute, progress) for place in places]
+    for place, seen, number, reads in zip(places, read.seen, chosen, found, strict=True):
+        layer, louder, along, steady = decoder.layers[place.layer], loud, direction, None
+        if (behind := norm_behind(layer)) is not None:
+            scale = scale_of(behind)
+            assert scale is not None, "a place has known norms only"
+            louder, along = through_norm(loud, direction, scale, seen.given, BESIDE / float(score.std()))
+        if place.normed:  # as long as the head's queries were, so that rounding is small beside it
+            asks = layer.self_attn.q_proj.weight.float()[rows_of(number, place.size)]
+            steady = steady_direction([seen.begins, seen.inside]).to(asks.device) * (asks @ seen.begins.mean().float().to(asks.device)).norm()
+        write_head(layer.self_attn, place.size, Head(number, reads, louder, steady), along)
     states, rows = _answers(model, passes, compute, progress)
     return listening_direction(states, score[rows])
 
 
-def _read(model: Any, attention: Any, place: Place, passes: Sequence[Sequence[Group]], compute: Compute, progress: Progress) -> Read:
-    found: dict[str, torch.Tensor] = {}
+def _read(model: Any, places: Sequence[Place], passes: Sequence[Sequence[Group]], compute: Compute, progress: Progress) -> Read:
     decoder = model.base_model.model.get_decoder()
-    hooks = [
-        attention.q_proj.register_forward_pre_hook(lambda _, given: found.update(states=given[0])),
-        attention.o_proj.register_forward_hook(lambda _, given, gave: found.update(gave=gave)),
-        decoder.layers[place.layer].register_forward_pre_hook(lambda _, given: found.update(entering=given[0])),
-        decoder.norm.register_forward_pre_hook(lambda _, given: found.update(last=given[0])),
-    ]
-    means, refuse, weights, lengths, given = [], [], [], [], []
-    inside, around, begins, last = Spread(), Spread(), Spread(), Spread()
+    found: dict[tuple[str, int], torch.Tensor] = {}
+    hooks = [decoder.norm.register_forward_pre_hook(lambda _, given: found.update({("last", 0): given[0]}))]
+    for place in places:
+        layer, number = decoder.layers[place.layer], place.layer
+        hooks += [
+            layer.register_forward_pre_hook(lambda _, given, number=number: found.update({("entering", number): given[0]})),
+            layer.self_attn.q_proj.register_forward_pre_hook(lambda _, given, number=number: found.update({("states", number): given[0]})),
+            layer.self_attn.o_proj.register_forward_hook(lambda _, given, gave, number=number: found.update({("gave", number): gave})),
+        ]
+    refuse, weights, last = [], [], Spread()
+    parts = [(list[torch.Tensor](), list[torch.Tensor](), list[torch.Tensor](), Spread(), Spread(), Spread()) for _ in places]
     try:
         for done, one in enumerate(passes):
             progress("what tells intent: passes", done, len(passes))
             batch = _batch(model, one, compute)
             decoder(**forward_inputs(batch), use_cache=False)
-            states = found["states"].flatten(0, -2)
-            for prompt, document in zip(batch["prompts"], batch["documents"], strict=True):
-                means.append(states[document if len(document) else prompt].float().mean(0))
-                inside.add(states[document[::SOME]])
-                if len(document):
-                    around.add(states[prompt[~torch.isin(prompt, document)]])
-            ends = torch.tensor([int(prompt[-1]) for prompt in batch["prompts"]], device=states.device)
-            lengths.append(found["entering"].flatten(0, -2)[ends].float().norm(dim=-1))
-            given.append(found["gave"].flatten(0, -2)[ends].float().norm(dim=-1))
-            begins.add(states[ends])
+            ends = torch.tensor([int(prompt[-1]) for prompt in batch["prompts"]], device=model.device)
+            for place, (means, lengths, given, inside, around, begins) in zip(places, parts, strict=True):
+                states, entering_, gave = (found[name, place.layer].flatten(0, -2) for name in ("states", "entering", "gave"))
+                for prompt, document in zip(batch["prompts"], batch["documents"], strict=True):
+                    means.append(states[document if len(document) else prompt].float().mean(0))
+                    inside.add(states[document[::SOME]])
+                    if len(document):
+                        around.add(states[prompt[~torch.isin(prompt, document)]])
+                lengths.append(entering_[ends].float().norm(dim=-1))
+                given.append(gave[ends].float().norm(dim=-1))
+                begins.add(states[ends])
             usual = torch.cat([prompt[1:] for prompt in batch["prompts"]])[::SOME]  # in many models a text's first state is a thing of its own, and huge
-            last.add(found["last"].flatten(0, -2)[usual])
+            last.add(found["last", 0].flatten(0, -2)[usual])
             refuse += [term == DEFENSE for term in batch["terms"]]
             weights.append(batch["factors"])
     finally:
         for hook in hooks:
             hook.remove()
-    return Read(
-        torch.stack(means),
-        torch.tensor(refuse),
-        torch.cat(weights),
-        float(torch.cat(lengths).mean()),
-        float(torch.cat(given).mean()),
-        inside,
-        around,
-        begins,
-        last,
-    )
+    seen = [
+        Seen(torch.stack(means), float(torch.cat(lengths).mean()), float(torch.cat(given).mean()), inside, around, begins)
+        for means, lengths, given, inside, around, begins in parts
+    ]
+    return Read(torch.tensor(refuse), torch.cat(weights), last, seen)
 
 
-def _looked(model: Any, attention: Any, passes: Sequence[Sequence[Group]], compute: Compute, looks: torch.Tensor, progress: Progress) -> torch.Tensor:
-    """The mean state of each row's prompt, weighed as a head does that looks along `looks`, (rows, size)."""
-    found, decoder = [], model.base_model.model.get_decoder()
-    for done, one in enumerate(passes):
-        progress("where intent shows: passes", done, len(passes))
-        batch = _batch(model, one, compute)
-        states = entering(decoder, attention.q_proj, **forward_inputs(batch)).flatten(0, -2)
-        for prompt in batch["prompts"]:
-            mine = states[prompt].float()
-            found.append((mine @ looks).softmax(0) @ mine)
-    return torch.stack(found)
+def _least_missed(model: Any, place: Place, passes: Sequence[Sequence[Group]], compute: Compute, progress: Progress) -> int:
+    attention = model.base_model.model.get_decoder().layers[place.layer].self_attn
+    return int(missed(model, attention, place.size, passes, compute, progress).argmin())
 
 
 def missed(model: Any, attention: Any, size: int, passes: Sequence[Sequence[Group]], compute: Compute, progress: Progress) -> torch.Tensor:
@@ -228,22 +211,22 @@ def _batch(model: Any, groups: Sequence[Group], compute: Compute) -> dict[str, A
 
 
 def _answers(model: Any, passes: Sequence[Sequence[Group]], compute: Compute, progress: Progress) -> tuple[torch.Tensor, torch.Tensor]:
-    """What enters the output layer where answers begin and, of benign ones, at every SOME-th later place.
+    """What enters the output layer where answers begin and, of benign ones, at every SOME-th later place; of about HEARD rows.
 
     (places, size), float32; and whose each is, (places,), by the order of rows in the passes.
     """
-    found, rows, before = [], [], 0
-    for done, one in enumerate(passes):
-        progress("how it is heard: passes", done, len(passes))
-        batch = _batch(model, one, compute)
+    found, rows, counts = [], [], [sum(len(group.rows) for group in one) for one in passes]
+    some = Random(0).sample(range(len(passes)), min(len(passes), -(-HEARD * len(passes) // sum(counts))))
+    for done, number in enumerate(some):
+        progress("how it is heard: passes", done, len(some))
+        batch = _batch(model, passes[number], compute)
         states = model.base_model.model.get_decoder()(**forward_inputs(batch), use_cache=False).last_hidden_state.flatten(0, -2)
         wanted, refused = batch["answer"].clone(), torch.tensor([term == DEFENSE for term in batch["terms"]], device=states.device)
         wanted &= (torch.arange(len(wanted), device=states.device) % SOME == 0) & ~refused[batch["owner"]]
         wanted[batch["first"]] = True
         places = batch["keep"].flatten().nonzero()[:, 0][batch["source"][batch["pair"][wanted]]]
         found.append(states[places].float())
-        rows.append(batch["owner"][wanted] + before)
-        before += len(refused)
+        rows.append(batch["owner"][wanted] + sum(counts[:number]))
     return torch.cat(found), torch.cat(rows)
 
 
@@ -308,28 +291,27 @@ def left_out(means: torch.Tensor, around: Spread) -> torch.Tensor:
     return found
 
 
-def reading_directions(seen: Sequence[torch.Tensor], nothing: torch.Tensor, refuse: torch.Tensor, weights: torch.Tensor) -> list[torch.Tensor]:
+def reading_directions(features: Sequence[tuple[torch.Tensor, torch.Tensor]], refuse: torch.Tensor, weights: torch.Tensor) -> list[torch.Tensor]:
     """The directions that together tell the rows to refuse from all others best, by one logistic regression; both sides weigh the same.
 
     Args:
-        seen: what each head sees of the rows, (rows, size) each.
-        nothing: directions on which none of them may read, see `left_out`.
+        features: for each head, what it sees of the rows, (rows, size), and directions that it may not read, see `left_out`.
         refuse: boolean (rows,).
         weights: (rows,), relative within a side.
 
     Returns:
-        For each head, (size,), float32, on `seen` as it is.
+        For each head, (size,), float32, on what it sees as it is.
     """
     from sklearn.linear_model import LogisticRegression
 
-    inside = torch.cat([one - (one @ nothing) @ nothing.T for one in seen], 1)
-    truth, spread = refuse.cpu().numpy(), torch.cat([one.std(0) for one in seen]).clamp(min=1e-6)
+    inside = torch.cat([seen - (seen @ nothing) @ nothing.T for seen, nothing in features], 1)
+    truth, spread = refuse.cpu().numpy(), torch.cat([seen.std(0) for seen, _ in features]).clamp(min=1e-6)
     shares = weights.double().cpu().numpy().copy()
     for side in (truth, ~truth):
         shares[side] *= len(truth) / 2 / max(float(shares[side].sum()), 1e-9)
     fitted = LogisticRegression(C=C, max_iter=1000).fit(((inside - inside.mean(0)) / spread).cpu().numpy(), truth, sample_weight=shares)
-    found = (torch.tensor(fitted.coef_[0], dtype=torch.float32, device=spread.device) / spread).view(len(seen), -1)
-    return [one - nothing @ (nothing.T @ one) for one in found]
+    found = (torch.tensor(fitted.coef_[0], dtype=torch.float32, device=spread.device) / spread).view(len(features), -1)
+    return [reads - nothing @ (nothing.T @ reads) for reads, (_, nothing) in zip(found, features, strict=True)]
 
 
 def steady_direction(states: Sequence[Spread]) -> torch.Tensor:

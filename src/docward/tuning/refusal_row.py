@@ -55,15 +55,15 @@ def begin_from_a_fit(
     rows = token_rows(model)
     if token is None or not rows or not can_begin_from_a_fit(loaded, section):
         return False
-    _, place = reading_heads(loaded, section)
-    if place is None:
+    _, places = reading_heads(loaded, section)
+    if not places:
         progress(
             "no heads can be fitted to read (that takes attention of a known kind, and LoRA on q_proj, k_proj, v_proj and o_proj without DoRA and dropout): "
             "the row alone is",
             0,
             0,
         )
-    heard = give_reading_heads(model, place, groups, section, compute, progress) if place else None
+    heard = give_reading_heads(model, places, groups, section, compute, progress) if places else None
     found = processes.on_main(lambda: _fitted(model, groups, section, compute, token, rows[-1], heard, progress))
     with torch.no_grad():
         rows[-1].copy_(torch.tensor(found, dtype=rows[-1].dtype, device=rows[-1].device).expand_as(rows[-1]))
