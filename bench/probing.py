@@ -1,12 +1,12 @@
 """What the untuned model knows of intent: a logistic probe at each layer, read on documents that it was not fitted on.
 
     python bench/probing.py [--model NAME] [--limit 1893] [--documents malicious=FILE ...] [--layers 4 8 12 16 20 24 28 30]
-                            [--sizes 125 250 500 1000 2000] [--at 28] [--output FILE.json]
+                            [--together 16 28] [--sizes 125 250 500 1000 2000] [--at 28] [--output FILE.json]
 
 Fitted on the training documents among the first `--limit` of the plain corpus, each under one task, on the model's states: their mean over the document, and
 the one where the answer begins. Once with every document alike, once weighed so that surface tells nothing (`tuning.balance_surface`). Read on held-out
 documents of the plain and the starter corpus and on `--documents`, under unseen wordings: AUC of malicious against sensitive / against ordinary.
-Nothing is tuned.
+Nothing is tuned. With `--together` one more line: a probe on the means at those layers side by side, weighed.
 
 With `--sizes` a second table: the probe on the mean at layer `--at`, weighed, fitted on that many training documents, a seeded sample by chance each, and last
 on all. A sample's documents keep the weights that they have among all. `--output` keeps the numbers of both tables, for `bench/pictures.py`: `layers` and
@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=1893)
     parser.add_argument("--documents", nargs="*", default=[], metavar="LABEL=FILE", help="others to read on, called `development`")
     parser.add_argument("--layers", type=int, nargs="+", default=[4, 8, 12, 16, 20, 24, 28, 30])
+    parser.add_argument("--together", type=int, nargs="*", default=[], metavar="LAYER", help="layers whose means are read side by side, too")
     parser.add_argument("--sizes", type=int, nargs="*", default=[], help="numbers of training documents of the second table")
     parser.add_argument("--at", type=int, default=28, help="the layer of the second table")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="keep all numbers")
@@ -114,7 +115,7 @@ def main() -> None:
     from docward.models import load
     from docward.types import Label, Split
 
-    layers = sorted({*given.layers, *([given.at] if given.sizes else [])})
+    layers = sorted({*given.layers, *given.together, *([given.at] if given.sizes else [])})
     if given.output:
         given.output.parent.mkdir(parents=True, exist_ok=True)
     plain = own_documents("plain")
@@ -139,11 +140,16 @@ def main() -> None:
 
     everything, by_layer, by_size = np.arange(len(train)), list[dict[str, Any]](), list[dict[str, Any]]()
     print(f"\r\033[K{len(train)} documents, {given.model}\n{head(sets)}")
-    for layer in layers:
+    for layer in given.layers:
         for state in ("mean", "last"):
             for way in ways:
                 by_layer += (rows := tried(layer, state, way, everything))
                 print(line(rows, way), flush=True)
+    if given.together:
+        columns = [layers.index(layer) for layer in given.together]
+        several = {name: np.concatenate([read[name]["mean"][:, column] for column in columns], 1) for name in read}
+        found = readings(np.concatenate([fitted["mean"][:, column] for column in columns], 1), truth, ways["weighed"], several, labels)
+        print(line([{"layer": " and ".join(map(str, given.together)), "state": "mean", **row} for row in found], "weighed"), flush=True)
     if given.sizes:
         print(head(sets))
         for places in samples(len(train), given.sizes):
