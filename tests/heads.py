@@ -1,7 +1,7 @@
 """Tiny models for tests of heads, and what their attention takes and gives."""
 
 import torch
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, Qwen3Config, Qwen3ForCausalLM
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from docward.tuning.reading_head import Spread
 
@@ -45,6 +45,11 @@ def spread_of(states):
     return found
 
 
+def llama(**more):
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**SHAPE | more))
+
+
 def qwen(**more):
     torch.manual_seed(0)
     return Qwen3ForCausalLM(Qwen3Config(**SHAPE | more))
@@ -53,7 +58,8 @@ def qwen(**more):
 def gemma3(**more):
     """With weights in its norms, as a trained one has."""
     torch.manual_seed(0)
-    model = Gemma3ForCausalLM(Gemma3TextConfig(**SHAPE | more, layer_types=["sliding_attention", "full_attention"] + 2 * ["sliding_attention"])).eval()
+    kinds = ["sliding_attention", "full_attention"] + 2 * ["sliding_attention"]
+    model = Gemma3ForCausalLM(Gemma3TextConfig(**SHAPE | {"layer_types": kinds} | more)).eval()
     for name, weight in model.named_parameters():
         if "norm" in name:
             weight.data += 0.3 * torch.randn_like(weight)

@@ -27,6 +27,7 @@ from docward.tuning.checkpoints import mark_finished
 from docward.tuning.trainer import rows_until
 from docward.tuning.tuning import tune
 from docward.types import Example, Want
+from heads import llama
 from tiny import byte_tokenizer, training_examples
 
 SECTION = {"max_length": 512, "num_train_epochs": 1, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 1, "save_steps": 2, "logging_steps": 1}
@@ -411,6 +412,17 @@ def test_a_weight_that_is_no_number_is_in_no_checkpoint(tiny, tmp_path, whole, l
         tuned_with(tiny, tmp_path, step, lambda: trained(tiny).data.fill_(float("inf")))
     assert left(tmp_path)
     assert left(tmp_path)[-1] < step
+
+
+def test_a_layer_below_the_heads_that_is_broken_is_named_as_well(with_token, tmp_path):
+    """Documents went through it before the fit, and what it gave is no number."""
+    loaded = load(str(with_token), dtype="float32")
+    loaded = replace(loaded, model=llama(vocab_size=len(loaded.tokenizer) + 8, num_hidden_layers=8).eval())
+    loaded.model.get_parameter("model.layers.1.mlp.down_proj.weight").data[7] = float("nan")
+    how = section(refusal_token="auto", lora_first_layer="auto", lora_target_modules="all-linear", num_train_epochs=0, lora_dropout=0.0)
+    with pytest.raises(TuningError, match=r"so nothing was saved: its weight model\.layers\.1\.mlp\.down_proj\.weight holds some, too\. Get its files anew"):
+        tune(loaded, EXAMPLES, how, run=tmp_path, seed=0)
+    assert not (tmp_path / "adapter").exists()
 
 
 @pytest.mark.parametrize("epochs", [0, 1])

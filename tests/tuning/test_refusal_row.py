@@ -137,7 +137,7 @@ def test_the_row_is_fitted_where_refusals_begin_and_against_each_token_of_all_ot
 def test_all_labels_are_among_the_rows_that_the_token_is_fitted_on(with_token, monkeypatch):
     """They take turns in the data: every third document would be of one label."""
     monkeypatch.setattr(refusal_row, "MOST_ROWS", 6)
-    monkeypatch.setattr(refusal_row, "reading_heads", lambda *_: (0, None))
+    monkeypatch.setattr(refusal_row, "reading_heads", lambda *_: (0, []))
     loaded = load(str(with_token), dtype="float32")
     groups, _ = training_groups(loaded, training_examples(), SECTION)
     mixed = [
@@ -162,7 +162,7 @@ def test_nothing_is_fitted_where_logits_are_scaled(with_token):
 @pytest.mark.parametrize("compute", ["rows", "shared"])
 def test_the_first_row_tells_training_documents_apart_and_leaves_all_else(with_token, compute, monkeypatch):
     monkeypatch.setattr(refusal_row, "RIDGE", 0.01)  # random weights know little of documents
-    monkeypatch.setattr(refusal_row, "reading_heads", lambda *_: (0, None))
+    monkeypatch.setattr(refusal_row, "reading_heads", lambda *_: (0, []))
     loaded = load(str(with_token), dtype="float32")
     token = refusal_token_id(loaded, "auto")
     groups, _ = training_groups(loaded, training_examples(), SECTION)

@@ -3,7 +3,7 @@
 In: a model with a fresh adapter, which head, what it is to read, and where to write. Out: the adapter's weights, set so that the head looks at all it may see
 alike, writes what it reads there and nothing else. To look at all alike its queries are 0. Where queries and keys go through norms (Qwen 3, Gemma 3), a norm
 makes the rounding of a 0 as large as a query; there it asks with a constant query (a linear function of the state that is nearly 1 wherever answers begin) in
-the pair of rotary components that turns slowest, and the keys that it shares with other heads give up that pair.
+the pair of components that it and the keys use least, and the keys, which it may share with other heads, give up that pair.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 from docward.recipe import TuningSection
 
-DEPTHS = (0.53,)  # where below the last place heads read, too, as shares of the number of layers
+DEPTH = 0.53  # where below the last place a head reads, too, as a share of the number of layers
 STILL = 100.0  # how much a direction's own spread counts against it, beside what later layers and the logits make of it
 PARTS = ("q_proj", "k_proj", "v_proj", "o_proj")
 NORMS = {"input_layernorm", "post_attention_layernorm"}  # in front of attention, and in front of the MLP
@@ -26,26 +26,24 @@ FOUR_NORMS = NORMS | {"pre_feedforward_layernorm", "post_feedforward_layernorm"}
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Which layer has a head that reads, the size of a head, how many of them share keys and values, and whether queries go through a norm."""
+    """Which layer has a head that reads, the size of a head, and whether queries go through a norm."""
 
     layer: int
     size: int
-    sharing: int
     normed: bool = False
 
     def ranks(self, rank: int) -> dict[str, int]:
         """LoRA ranks of the layer's projections, as PEFT takes them: those of the recipe, and what the head takes."""
-        pair = 2 if self.normed else 0
-        taken = {"q_proj": self.size + pair * (self.sharing - 1), "k_proj": pair, "v_proj": 1, "o_proj": self.size}
+        taken = {"q_proj": self.size, "k_proj": 2 if self.normed else 0, "v_proj": 1, "o_proj": self.size}
         return {rf"layers\.{self.layer}\.self_attn\.{part}": rank + more for part, more in taken.items()}
 
 
 def reading_places(model: Any, section: TuningSection) -> list[Place]:
     """Where heads can be given the job, one in each such layer, from the lowest up.
 
-    The highest is the last layer but one, or the last before it that sees whole texts; below it come the layers nearest to DEPTHS. None where a layer from the
-    lowest place up is not of the kind known here (four projections in attention and at most norms of each head's queries and keys; no bias on queries; norms
-    before attention and before a gated MLP, and maybe behind both, each a product with a weight), or the recipe does not adapt what heads take.
+    The highest is the last layer but one, or the last before it that sees whole texts; below it comes the one of those nearest to DEPTH. Only those above the
+    topmost layer that is not of the kind known here (four projections in attention and at most norms of each head's queries and keys; no bias on queries; norms
+    before attention and before a gated MLP, and maybe behind both, each a product with a weight); none where the recipe does not adapt what heads take.
     """
     config = model.config.get_text_config()
     everywhere = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
@@ -59,9 +57,8 @@ def reading_places(model: Any, section: TuningSection) -> list[Place]:
     whole = [number for number in range(lowest, len(layers) - 1) if kinds[number] == "full_attention" and _linear(layers[number])]
     if not whole:
         return []
-    nearest = [min((abs(number - share * len(layers)), number) for number in whole)[1] for share in DEPTHS]
     found = []
-    for number in sorted({whole[-1], *nearest}, reverse=True):
+    for number in sorted({whole[-1], min(whole, key=lambda one: abs(one - DEPTH * len(layers)))}, reverse=True):
         if (place := _place(model, number)) is None:
             break
         found.append(place)
@@ -86,7 +83,7 @@ def _place(model: Any, number: int) -> Place | None:
         return None
     if norms and not (_halves(attention) and all((scale := scale_of(norm)) is not None and len(scale) == int(attention.head_dim) for norm in norms)):
         return None
-    return Place(number, int(attention.head_dim), queries.out_features // keys.out_features, bool(norms))
+    return Place(number, int(attention.head_dim), bool(norms))
 
 
 def _halves(attention: Any) -> bool:
@@ -96,10 +93,12 @@ def _halves(attention: Any) -> bool:
 
 
 def _known(layer: Any) -> bool:
+    """Whether what reads the stream in a layer are plain projections behind norms that multiply; adapted or not, in few bits they are not plain."""
     parts = [getattr(getattr(layer, block, None), part, None) for _, block, names in _readers(layer) for part in names]
     there = {name: part for name, part in layer.named_children() if type(part) is not torch.nn.Identity}
     norms = there.keys() - {"self_attn", "mlp"}
-    return None not in parts and norms in (NORMS, FOUR_NORMS) and None not in [scale_of(there[name]) for name in norms]
+    plain = all(type(getattr(part, "base_layer", part)) is torch.nn.Linear for part in parts)
+    return plain and norms in (NORMS, FOUR_NORMS) and None not in [scale_of(there[name]) for name in norms]
 
 
 def _readers(layer: Any) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
@@ -126,49 +125,36 @@ def scale_of(norm: Any) -> torch.Tensor | None:
     return found if torch.allclose(norm(signs).float(), found * signs.float(), rtol=0.02, atol=1e-3) else None
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
-    """What a head is to do.
-
-    Its `number` in the layer; the direction that it reads, (size,); how `loud` it writes that; and the query that it asks with, `steady` @ state, where it
-    takes one (behind a norm), else 0.
-    """
-
-    number: int
-    reads: torch.Tensor
-    loud: float
-    steady: torch.Tensor | None = None
-
-
 @torch.no_grad()
-def write_head(attention: Any, size: int, head: Head, direction: torch.Tensor) -> None:
-    """Set the adapter so that a head writes what it reads along one direction, and nothing else.
+def write_head(attention: Any, size: int, number: int, reads: torch.Tensor, written: torch.Tensor, asks: torch.Tensor | None = None) -> None:
+    """Set the adapter so that a head writes what it reads, and nothing else.
 
     Its old output is taken away; a direction of its values (the one that heads which share them use least) carries what it reads.
 
     Args:
         attention: of one layer, with a fresh adapter.
         size: of a head.
-        head: which is to do what.
-        direction: unit, (size of a state,).
+        number: the head's in the layer.
+        reads: the direction that it reads, (size of a state,).
+        written: what it writes for a score of 1, (size of a state,).
+        asks: the query that it asks with is its product with a state, where it takes one (behind a norm); default: 0.
     """
     queries, keys, values, outs = (getattr(attention, part).weight.detach().float().clone() for part in PARTS)
     sharing = len(queries) // len(keys)
-    slowest = (size // 2 - 1, size - 1)
-    mine, group = rows_of(head.number, size), head.number // sharing
+    mine, group = rows_of(number, size), rows_of(number // sharing, size)
+    if asks is not None:
+        used = (keys[group].square().sum(1) * queries[mine].square().sum(1)).view(2, -1).sum(0)
+        pair = torch.stack([used.argmin(), used.argmin() + size // 2])
+        keys[group.start + pair] = 0
     queries[mine] = 0
-    if head.steady is not None:
-        for mate in range(group * sharing, (group + 1) * sharing):
-            queries[[mate * size + place for place in slowest]] = 0
-        keys[[group * size + place for place in slowest]] = 0
-        queries[mine.start + slowest[0]] = head.steady
-    mates = [one for one in range(group * sharing, (group + 1) * sharing) if one != head.number]
-    used = sum((outs[:, rows_of(mate, size)].T @ outs[:, rows_of(mate, size)] for mate in mates), torch.zeros(size, size, device=outs.device))
-    carrier = torch.linalg.eigh(used).eigenvectors[:, 0]
-    there = values[rows_of(group, size)]
-    quiet = float(there.norm(dim=1).mean() / head.reads.norm())  # so that the new values are of the size of the old ones
-    values[rows_of(group, size)] = there + torch.outer(carrier, quiet * head.reads - carrier @ there)
-    outs[:, mine] = head.loud / quiet * torch.outer(direction, carrier)
+    if asks is not None:
+        queries[mine.start + pair[0]] = asks
+    mates = [rows_of(one, size) for one in range(number // sharing * sharing, (number // sharing + 1) * sharing) if one != number]
+    heard = sum((outs[:, mate].T @ outs[:, mate] for mate in mates), torch.zeros(size, size, device=outs.device))
+    carrier = torch.linalg.eigh(heard).eigenvectors[:, 0]
+    quiet = float(values[group].norm(dim=1).mean() / reads.norm())  # so that the new values are of the size of the old ones
+    values[group] += torch.outer(carrier, quiet * reads - carrier @ values[group])
+    outs[:, mine] = torch.outer(written / quiet, carrier)
     _set(attention.q_proj, queries)
     _set(attention.k_proj, keys)
     _set(attention.v_proj, values)

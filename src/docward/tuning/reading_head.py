@@ -19,12 +19,12 @@ from typing import Any
 import torch
 
 from docward.recipe import TuningSection
-from docward.tuning.head_weights import Head, Place, norm_behind, rows_of, scale_of, unseen_direction, write_head
+from docward.tuning.head_weights import Place, norm_behind, rows_of, scale_of, unseen_direction, write_head
 from docward.tuning.losses import DEFENSE, example_nll, forward_inputs
 from docward.tuning.packing import Compute, Group, fit_passes, pass_of
 
 C = 0.01  # inverse penalty of the logistic regression, on states of unit variance
-LOUD = 0.08  # spread of what is written, as a share of the state's length
+LOUD = 0.08  # spread of what is written, as a share of the state's length at the last place
 BESIDE = 0.25  # where a norm stands behind attention: that spread is at most this share of the length of what attention gives, which it takes from
 FRAMES = 24  # directions of instructions and chat template that are not read
 ENOUGH = 40  # benign answers that show which heads are missed least
@@ -38,25 +38,25 @@ Progress = Callable[[str, int, int], None]
 class Seen:
     """What training rows show at one place.
 
-    Each row's mean state over its document (over all of its prompt, where it has none), (rows, size); the mean length of the states there in which answers
-    begin, and of what attention gives them; and how states spread: in documents, in what stands around them, and where answers begin.
+    Each row's mean state over its document (over all of its prompt, where it has none), (rows, size); the mean length of what attention gives where answers
+    begin; how states spread in what stands around documents; and, where queries go through a norm, in documents and where answers begin.
     """
 
     means: torch.Tensor
-    length: float
     given: float
-    inside: Spread
     around: Spread
+    inside: Spread
     begins: Spread
 
 
 @dataclass(slots=True)
 class Read:
-    """Which training rows are to be refused; their weights; how states spread before the last norm; and what is seen at each place."""
+    """Which training rows are to be refused; their weights; how states spread before the last norm; their mean length at the last place; what places see."""
 
     refuse: torch.Tensor
     weights: torch.Tensor
     last: Spread
+    length: float
     seen: list[Seen]
 
 
@@ -96,7 +96,7 @@ def give_reading_heads(
 ) -> torch.Tensor | None:
     """Write the heads into a fresh adapter; gives the direction of the output layer's input along which they are heard, (size,), float32.
 
-    None, and nothing is written, where training rows show no difference to read.
+    None, and nothing is written, where training rows show no difference to read, or states that are no numbers.
 
     Args:
         model: with the adapter, in the layout that `compute` wants.
@@ -111,77 +111,74 @@ def give_reading_heads(
     read = _read(model, places, passes, compute, progress)
     if len(set(read.refuse[read.weights.cpu() > 0].tolist())) < 2:
         return None
+    if not all(bool(torch.isfinite(one).all()) for one in (read.last.squares, *(seen.means for seen in read.seen))):
+        return None
     features = [(one.means, left_out(one.means, one.around)) for one in read.seen]
     found = reading_directions(features, read.refuse, read.weights)
-    score = torch.stack([one @ reads for (one, _), reads in zip(features, found, strict=True)]).sum(0)
+    parts = [means @ reads for (means, _), reads in zip(features, found, strict=True)]
+    score = torch.stack(parts).sum(0)
     if not bool(score.std() > 0):
         return None
-    loud, direction = LOUD * read.seen[-1].length / float(score.std()), unseen_direction(model, read.last.covariance(), places[0].layer)
-    chosen = [_least_missed(model, place, passes, compute, progress) for place in places]
-    for place, seen, number, reads in zip(places, read.seen, chosen, found, strict=True):
-        layer, louder, along, steady = decoder.layers[place.layer], loud, direction, None
-        if (behind := norm_behind(layer)) is not None:
-            scale = scale_of(behind)
-            assert scale is not None, "a place has known norms only"
-            louder, along = through_norm(loud, direction, scale, seen.given, BESIDE / float(score.std()))
+    direction = unseen_direction(model, read.last.covariance(), places[0].layer)
+    ways, most = zip(*(_way(decoder.layers[place.layer], direction, seen.given) for place, seen in zip(places, read.seen, strict=True)), strict=True)
+    loud = min(LOUD * read.length / float(score.std()), *(limit / max(float(part.std()), 1e-9) for limit, part in zip(most, parts, strict=True)))
+    chosen = [int(missed(model, place, passes, compute, progress).argmin()) for place in places]
+    for place, seen, number, reads, way in zip(places, read.seen, chosen, found, ways, strict=True):
+        attention, asks = decoder.layers[place.layer].self_attn, None
         if place.normed:  # as long as the head's queries were, so that rounding is small beside it
-            asks = layer.self_attn.q_proj.weight.float()[rows_of(number, place.size)]
-            steady = steady_direction([seen.begins, seen.inside]).to(asks.device) * (asks @ seen.begins.mean().float().to(asks.device)).norm()
-        write_head(layer.self_attn, place.size, Head(number, reads, louder, steady), along)
+            were = attention.q_proj.weight.float()[rows_of(number, place.size)]
+            asks = steady_direction([seen.begins, seen.inside]).to(were.device) * (were @ seen.begins.mean().float().to(were.device)).norm()
+        write_head(attention, place.size, number, reads, loud * way, asks)
     states, rows = _answers(model, passes, compute, progress)
     return listening_direction(states, score[rows])
 
 
 def _read(model: Any, places: Sequence[Place], passes: Sequence[Sequence[Group]], compute: Compute, progress: Progress) -> Read:
     decoder = model.base_model.model.get_decoder()
-    found: dict[tuple[str, int], torch.Tensor] = {}
-    hooks = [decoder.norm.register_forward_pre_hook(lambda _, given: found.update({("last", 0): given[0]}))]
+    found: dict[str, Any] = {}
+    hooks = [
+        decoder.norm.register_forward_pre_hook(lambda _, given: found.update(last=given[0])),
+        decoder.layers[places[-1].layer].register_forward_pre_hook(lambda _, given: found.update(entering=given[0])),
+    ]
     for place in places:
-        layer, number = decoder.layers[place.layer], place.layer
-        hooks += [
-            layer.register_forward_pre_hook(lambda _, given, number=number: found.update({("entering", number): given[0]})),
-            layer.self_attn.q_proj.register_forward_pre_hook(lambda _, given, number=number: found.update({("states", number): given[0]})),
-            layer.self_attn.o_proj.register_forward_hook(lambda _, given, gave, number=number: found.update({("gave", number): gave})),
-        ]
-    refuse, weights, last = [], [], Spread()
-    parts = [(list[torch.Tensor](), list[torch.Tensor](), list[torch.Tensor](), Spread(), Spread(), Spread()) for _ in places]
+        attention, number = decoder.layers[place.layer].self_attn, place.layer
+        hooks.append(attention.q_proj.register_forward_pre_hook(lambda _, given, number=number: found.update({f"states {number}": given[0]})))
+        hooks.append(attention.o_proj.register_forward_hook(lambda _, given, gave, number=number: found.update({f"gave {number}": gave})))
+    refuse, weights, lengths, last = [], [], [], Spread()
+    parts = [(list[torch.Tensor](), list[torch.Tensor](), Spread(), Spread(), Spread()) for _ in places]
     try:
         for done, one in enumerate(passes):
             progress("what tells intent: passes", done, len(passes))
             batch = _batch(model, one, compute)
             decoder(**forward_inputs(batch), use_cache=False)
-            ends = torch.tensor([int(prompt[-1]) for prompt in batch["prompts"]], device=model.device)
-            for place, (means, lengths, given, inside, around, begins) in zip(places, parts, strict=True):
-                states, entering_, gave = (found[name, place.layer].flatten(0, -2) for name in ("states", "entering", "gave"))
-                for prompt, document in zip(batch["prompts"], batch["documents"], strict=True):
-                    means.append(states[document if len(document) else prompt].float().mean(0))
-                    inside.add(states[document[::SOME]])
-                    if len(document):
-                        around.add(states[prompt[~torch.isin(prompt, document)]])
-                lengths.append(entering_[ends].float().norm(dim=-1))
-                given.append(gave[ends].float().norm(dim=-1))
-                begins.add(states[ends])
-            usual = torch.cat([prompt[1:] for prompt in batch["prompts"]])[::SOME]  # in many models a text's first state is a thing of its own, and huge
-            last.add(found["last", 0].flatten(0, -2)[usual])
+            prompts, documents = batch["prompts"], batch["documents"]
+            ends = torch.tensor([int(prompt[-1]) for prompt in prompts], device=model.device)
+            texts = [document if len(document) else prompt for prompt, document in zip(prompts, documents, strict=True)]
+            framed = [prompt[~torch.isin(prompt, document)] for prompt, document in zip(prompts, documents, strict=True) if len(document)]
+            frames = torch.cat([ends[:0], *framed])
+            for place, (means, given, around, inside, begins) in zip(places, parts, strict=True):
+                states = found[f"states {place.layer}"].flatten(0, -2)
+                means += [states[text].float().mean(0) for text in texts]
+                given.append(found[f"gave {place.layer}"].flatten(0, -2)[ends].float().norm(dim=-1))
+                around.add(states[frames])
+                if place.normed:
+                    inside.add(states[torch.cat([text[::SOME] for text in texts])])
+                    begins.add(states[ends])
+            lengths.append(found["entering"].flatten(0, -2)[ends].float().norm(dim=-1))
+            usual = torch.cat([prompt[1:] for prompt in prompts])[::SOME]  # in many models a text's first state is a thing of its own, and huge
+            last.add(found["last"].flatten(0, -2)[usual])
             refuse += [term == DEFENSE for term in batch["terms"]]
             weights.append(batch["factors"])
     finally:
         for hook in hooks:
             hook.remove()
-    seen = [
-        Seen(torch.stack(means), float(torch.cat(lengths).mean()), float(torch.cat(given).mean()), inside, around, begins)
-        for means, lengths, given, inside, around, begins in parts
-    ]
-    return Read(torch.tensor(refuse), torch.cat(weights), last, seen)
+    seen = [Seen(torch.stack(means), float(torch.cat(given).mean()), *spreads) for means, given, *spreads in parts]
+    return Read(torch.tensor(refuse), torch.cat(weights), last, float(torch.cat(lengths).mean()), seen)
 
 
-def _least_missed(model: Any, place: Place, passes: Sequence[Sequence[Group]], compute: Compute, progress: Progress) -> int:
-    attention = model.base_model.model.get_decoder().layers[place.layer].self_attn
-    return int(missed(model, attention, place.size, passes, compute, progress).argmin())
-
-
-def missed(model: Any, attention: Any, size: int, passes: Sequence[Sequence[Group]], compute: Compute, progress: Progress) -> torch.Tensor:
-    """The mean nll of benign answers, in nats a token, with one head after the other silent, (heads,); of about ENOUGH, or all."""
+def missed(model: Any, place: Place, passes: Sequence[Sequence[Group]], compute: Compute, progress: Progress) -> torch.Tensor:
+    """The mean nll of benign answers, in nats a token, with one head of a place after the other silent, (heads,); of about ENOUGH, or all."""
+    attention, size = model.base_model.model.get_decoder().layers[place.layer].self_attn, place.size
     benign = [sum(row.term != DEFENSE for group in one for row in group.rows) for one in passes]
     some = [one for one, count in zip(passes, benign, strict=True) if count]
     some = some[:: max(1, min(len(some) // 4, sum(benign) // ENOUGH))]
@@ -248,22 +245,26 @@ def listening_direction(states: torch.Tensor, score: torch.Tensor) -> torch.Tens
     return found.float().to(spread.device) / spread
 
 
-def through_norm(loud: float, direction: torch.Tensor, scale: torch.Tensor, given: float, most: float) -> tuple[float, torch.Tensor]:
-    """How loud to write and along what, in front of a norm, so that behind it what is written stands along `direction`, nearly as loud as wanted.
+def _way(layer: Any, direction: torch.Tensor, given: float) -> tuple[torch.Tensor, float]:
+    if (behind := norm_behind(layer)) is None:
+        return direction, float("inf")
+    scale = scale_of(behind)
+    assert scale is not None, "a place has known norms only"
+    return through_norm(direction, scale, given)
 
-    Nearly: the norm divides by the length of all that attention gives, which what is written adds to.
+
+def through_norm(direction: torch.Tensor, scale: torch.Tensor, given: float) -> tuple[torch.Tensor, float]:
+    """What to write in front of a norm so that behind it a direction is added, nearly, and how loud that may be behind it.
+
+    Nearly: the norm divides by the length of all that attention gives, which what is written adds to; so in front it is to be BESIDE of that at most.
 
     Args:
-        loud: wanted behind the norm, for a score of 1.
         direction: unit, (size,).
         scale: what the norm multiplies with, (size,).
         given: the mean length of what attention gives.
-        most: how loud it may be in front of the norm, as a share of that length.
     """
-    before = direction / torch.where(scale.abs() < 0.05 * scale.abs().mean(), torch.inf, scale).to(direction.device)
-    stretched = float(before.norm())
-    wanted = loud * stretched * given / len(scale) ** 0.5
-    return min(wanted, given * most), before / stretched
+    before = direction / torch.where(scale.abs() < 0.05 * scale.abs().mean(), torch.inf, scale).to(direction.device) * given / len(scale) ** 0.5
+    return before, BESIDE * given / float(before.norm())
 
 
 def left_out(means: torch.Tensor, around: Spread) -> torch.Tensor:

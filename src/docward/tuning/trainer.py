@@ -192,9 +192,9 @@ class DefenseTrainer(Trainer):
         )
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Trainer's, of all processes' gradients. It asks before the optimizer steps (DeepSpeed has stepped by then, but saved nothing)."""
+        """Trainer's, of all processes' gradients. It asks before the optimizer steps; DeepSpeed has stepped by then, but saved nothing, and may say -1."""
         norm: Any = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
-        if norm is not None and not math.isfinite(norm) and self.accelerator.mixed_precision != "fp16":  # whose scaler leaves such a step out, and goes on
+        if norm is not None and not 0 <= norm < math.inf and self.accelerator.mixed_precision != "fp16":  # whose scaler leaves such a step out, and goes on
             raise self._stopped(f"The gradient is {float(norm)} at step {self.state.global_step + 1}")
         return norm
 

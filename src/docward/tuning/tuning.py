@@ -154,7 +154,8 @@ def tune(
         wanted = section.refusal_token is not None and not processes.spread() and not (claimed and claimed.start)  # a checkpoint holds what was fitted
         fitted = wanted and begin_from_a_fit(loaded, model, data, section, compute, progress)
         if fitted:
-            _check_fit(loaded, model)
+            with frozen.whole():
+                _check_fit(loaded, model)
         if not section.num_train_epochs and not fitted:
             why_not = "weights are spread over processes" if processes.spread() else f"{loaded.name} has no token to spare, or logits of another kind"
             raise RecipeError(f"tuning.num_train_epochs is 0, and nothing was fitted: {why_not}. Set more epochs.")
