@@ -15,7 +15,7 @@ from docward.tuning.losses import example_nll
 from docward.tuning.packing import fit_passes, pass_of
 from docward.tuning.reading_head import (
     Spread,
-    _answers,
+    batch_of,
     give_reading_heads,
     left_out,
     listening_direction,
@@ -24,7 +24,7 @@ from docward.tuning.reading_head import (
     steady_direction,
     through_norm,
 )
-from docward.tuning.refusal_row import begin_from_a_fit
+from docward.tuning.refusal_row import _choices, begin_from_a_fit
 from docward.tuning.refusal_token import refusal_token_id
 from docward.tuning.sharing import shared_layout
 from docward.tuning.tuning import training_groups
@@ -109,23 +109,25 @@ def test_a_fit_alone_tells_training_documents_apart(tokened, compute):
 
 
 @pytest.mark.parametrize("compute", ["rows", "shared"])
-def test_what_is_heard_stands_where_answers_begin_and_goes_on_of_its_own_row(tokened, compute, monkeypatch):
-    monkeypatch.setattr(reading_head, "SOME", 1)
+def test_what_is_heard_stands_where_answers_begin_and_goes_on_beside_its_rows_own_score(tokened, compute):
     groups, _ = training_groups(tokened, training_examples(), SECTION)
     model = prepare(tokened, SECTION)
-    passes = fit_passes(groups, 600, compute)
+    passes, found, owners, wanted = fit_passes(groups, 600, compute), [], [], []
     assert len(passes) > 1
-    with shared_layout(model) if compute == "shared" else nullcontext():
-        states, rows = _answers(model, passes, compute, lambda *_: None)
-    wanted, owners = [], []
-    for number, row in enumerate(row for one in passes for group in one for row in group.rows):
-        with torch.no_grad():
-            whole = model.base_model.model.get_decoder()(torch.tensor([row.rendered.ids])).last_hidden_state[0]
-        places = range(row.rendered.answer_start - 1, len(row.rendered.ids) - 1 if row.term != "defense" else row.rendered.answer_start)
-        wanted += [whole[place] for place in places]
-        owners += [number] * len(places)
-    order = torch.argsort(rows, stable=True)
-    assert rows[order].tolist() == owners
+    with torch.no_grad(), shared_layout(model) if compute == "shared" else nullcontext():
+        for number, one in enumerate(passes):
+            own = 100 * number + torch.arange(float(sum(len(group.rows) for group in one)))
+            found.append(_choices(model, batch_of(model, one, compute), 9, own))
+    states, *_, scores = (torch.cat(column) for column in zip(*found, strict=True))
+    for number, one in enumerate(passes):
+        for place, row in enumerate(row for group in one for row in group.rows):
+            with torch.no_grad():
+                whole = model.base_model.model.get_decoder()(torch.tensor([row.rendered.ids])).last_hidden_state[0]
+            some = range(row.rendered.answer_start - 1, len(row.rendered.ids) - 1 if row.term != "defense" else row.rendered.answer_start)
+            wanted += [whole[one] for one in some]
+            owners += [100 * number + place] * len(some)
+    order = torch.argsort(scores, stable=True)
+    assert scores[order].tolist() == owners
     assert torch.allclose(states[order], torch.stack(wanted), atol=1e-4)
 
 
@@ -240,9 +242,10 @@ def test_heads_of_two_layers_write_one_score_together(tokened, family, more, mon
     monkeypatch.setattr(reading_head, "reading_directions", lambda *given: fitted.append((given, reading_directions(*given))) or fitted[-1][1])
     monkeypatch.setattr(reading_head, "write_head", lambda *given: written.append(given) or write_head(*given))
     monkeypatch.setattr(reading_head, "through_norm", lambda *given: lengths.append(given[2]) or through_norm(*given))
-    give_reading_heads(model, places, groups, SECTION, "rows")
+    scores = give_reading_heads(model, places, groups, SECTION, "rows")
     [((features, refuse, _), found)] = fitted
     parts = [means @ reads for (means, _), reads in zip(features, found, strict=True)]
+    assert torch.equal(torch.cat([scores[id(group)] for one in fit_passes(groups, SECTION.max_batch_tokens, "rows") for group in one]), sum(parts))
     assert (sum(parts)[refuse].unsqueeze(1) > sum(parts)[~refuse]).float().mean() > 0.9
     behind = []
     for (attention, _, _, reads, mine, _), place, wanted in zip(written, places, found, strict=True):

@@ -124,9 +124,10 @@ def test_the_row_is_fitted_where_refusals_begin_and_against_each_token_of_all_ot
     rows = [([3, 4, 5, 9, 7], "defense"), ([3, 4, 6, 7, 8], "benign"), ([3, 4, 6, 5], "benign")]
     made = [group_of([Row(Rendered(ids, 3, 0, range(0)), 2.0, term)], document=term, matched="") for ids, term in rows]
     batch = pass_of(made, compute="rows", pad=0)
-    states, others, refuse, first, weights = _choices(tiny.model, batch, 9)
+    states, others, refuse, first, weights, score = _choices(tiny.model, batch, 9, torch.tensor([5.0, 6.0, 7.0]))
     assert (refuse.tolist(), first.tolist()) == ([True, False, False, False], [True, True, False, True])
     assert weights.tolist() == [2.0] * 4
+    assert score.tolist() == [5.0, 6.0, 6.0, 7.0]
     with torch.no_grad():
         logits = tiny.model(input_ids=torch.tensor([[3, 4, 6, 7]])).logits[0, -1]
     logits[9] = -torch.inf

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from random import Random
 from typing import Any
 
 import torch
@@ -27,10 +26,9 @@ C = 0.01  # inverse penalty of the logistic regression, on states of unit varian
 LOUD = 0.08  # spread of what is written, as a share of the state's length at the last place
 BESIDE = 0.25  # where a norm stands behind attention: that spread is at most this share of the length of what attention gives, which it takes from
 FRAMES = 24  # directions of instructions and chat template that are not read
-ENOUGH = 40  # benign answers that show which heads are missed least
+ENOUGH = 24  # benign answers that show which heads are missed least
 SOME = 7  # one place in so many is kept, where all would be too many
 RIDGE = 10.0  # penalty of the linear regression that listens, on states of unit variance
-HEARD = 1200  # rows on which the fit listens
 Progress = Callable[[str, int, int], None]
 
 
@@ -93,8 +91,8 @@ class Spread:
 @torch.no_grad()
 def give_reading_heads(
     model: Any, places: Sequence[Place], groups: Sequence[Group], section: TuningSection, compute: Compute, progress: Progress = lambda *_: None
-) -> torch.Tensor | None:
-    """Write the heads into a fresh adapter; gives the direction of the output layer's input along which they are heard, (size,), float32.
+) -> dict[int, torch.Tensor] | None:
+    """Write the heads into a fresh adapter; gives the scores that they write of training rows: by `id` of a group, (rows,), float32.
 
     None, and nothing is written, where training rows show no difference to read, or states that are no numbers.
 
@@ -129,8 +127,8 @@ def give_reading_heads(
             were = attention.q_proj.weight.float()[rows_of(number, place.size)]
             asks = steady_direction([seen.begins, seen.inside]).to(were.device) * (were @ seen.begins.mean().float().to(were.device)).norm()
         write_head(attention, place.size, number, reads, loud * way, asks)
-    states, rows = _answers(model, passes, compute, progress)
-    return listening_direction(states, score[rows])
+    ordered = [group for one in passes for group in one]
+    return dict(zip(map(id, ordered), torch.split(score, [len(group.rows) for group in ordered]), strict=True))
 
 
 def _read(model: Any, places: Sequence[Place], passes: Sequence[Sequence[Group]], compute: Compute, progress: Progress) -> Read:
@@ -149,7 +147,7 @@ def _read(model: Any, places: Sequence[Place], passes: Sequence[Sequence[Group]]
     try:
         for done, one in enumerate(passes):
             progress("what tells intent: passes", done, len(passes))
-            batch = _batch(model, one, compute)
+            batch = batch_of(model, one, compute)
             decoder(**forward_inputs(batch), use_cache=False)
             prompts, documents = batch["prompts"], batch["documents"]
             ends = torch.tensor([int(prompt[-1]) for prompt in prompts], device=model.device)
@@ -181,11 +179,11 @@ def missed(model: Any, place: Place, passes: Sequence[Sequence[Group]], compute:
     attention, size = model.base_model.model.get_decoder().layers[place.layer].self_attn, place.size
     benign = [sum(row.term != DEFENSE for group in one for row in group.rows) for one in passes]
     some = [one for one, count in zip(passes, benign, strict=True) if count]
-    some = some[:: max(1, min(len(some) // 4, sum(benign) // ENOUGH))]
+    some = some[:: max(1, min(len(some) // 2, sum(benign) // ENOUGH))]
     found, seen = torch.zeros(attention.o_proj.in_features // size), 0
     for done, one in enumerate(some):
         progress("which heads are missed least: passes", done, len(some))
-        batch = _batch(model, one, compute)
+        batch = batch_of(model, one, compute)
         answers = torch.tensor([term != DEFENSE for term in batch["terms"]], device=model.device)
         seen += int(answers.sum())
         for head in range(len(found)):
@@ -203,28 +201,9 @@ def _without(states: torch.Tensor, some: slice) -> torch.Tensor:
     return silent
 
 
-def _batch(model: Any, groups: Sequence[Group], compute: Compute) -> dict[str, Any]:
+def batch_of(model: Any, groups: Sequence[Group], compute: Compute) -> dict[str, Any]:
+    """A pass as `pass_of` gives it, on the model's device."""
     return {name: value.to(model.device) if isinstance(value, torch.Tensor) else value for name, value in pass_of(groups, compute=compute, pad=0).items()}
-
-
-def _answers(model: Any, passes: Sequence[Sequence[Group]], compute: Compute, progress: Progress) -> tuple[torch.Tensor, torch.Tensor]:
-    """What enters the output layer where answers begin and, of benign ones, at every SOME-th later place; of about HEARD rows.
-
-    (places, size), float32; and whose each is, (places,), by the order of rows in the passes.
-    """
-    found, rows, counts = [], [], [sum(len(group.rows) for group in one) for one in passes]
-    some = Random(0).sample(range(len(passes)), min(len(passes), -(-HEARD * len(passes) // sum(counts))))
-    for done, number in enumerate(some):
-        progress("how it is heard: passes", done, len(some))
-        batch = _batch(model, passes[number], compute)
-        states = model.base_model.model.get_decoder()(**forward_inputs(batch), use_cache=False).last_hidden_state.flatten(0, -2)
-        wanted, refused = batch["answer"].clone(), torch.tensor([term == DEFENSE for term in batch["terms"]], device=states.device)
-        wanted &= (torch.arange(len(wanted), device=states.device) % SOME == 0) & ~refused[batch["owner"]]
-        wanted[batch["first"]] = True
-        places = batch["keep"].flatten().nonzero()[:, 0][batch["source"][batch["pair"][wanted]]]
-        found.append(states[places].float())
-        rows.append(batch["owner"][wanted] + sum(counts[:number]))
-    return torch.cat(found), torch.cat(rows)
 
 
 def listening_direction(states: torch.Tensor, score: torch.Tensor) -> torch.Tensor:

@@ -21,11 +21,11 @@ from docward.models import Loaded
 from docward.recipe import TuningSection
 from docward.tuning.adapters import can_begin_from_a_fit, reading_heads, token_rows
 from docward.tuning.losses import DEFENSE, forward_inputs
-from docward.tuning.packing import Compute, Group, fit_passes, pass_of
-from docward.tuning.reading_head import give_reading_heads
+from docward.tuning.packing import Compute, Group, fit_passes
+from docward.tuning.reading_head import SOME, batch_of, give_reading_heads, listening_direction
 from docward.tuning.refusal_token import refusal_token_id
 
-MOST_ROWS = 600  # enough for a few hundred weights, and half a minute
+MOST_ROWS = 1200  # enough to listen on, and half a minute
 RIDGE = 100.0  # of the penalty, on states of unit variance (1 / C in scikit-learn)
 LATER = 4.0  # weight of all later places of a benign answer, beside its first: the token must not come up at any of them
 HEAT = 4.0  # log-odds are margins divided by it: the louder the row, the less the other tokens' own ups and downs decide, which tell nothing of intent
@@ -63,15 +63,22 @@ def begin_from_a_fit(
             0,
             0,
         )
-    heard = give_reading_heads(model, places, groups, section, compute, progress) if places else None
-    found = processes.on_main(lambda: _fitted(model, groups, section, compute, token, rows[-1], heard, progress))
+    scores = give_reading_heads(model, places, groups, section, compute, progress) if places else None
+    found = processes.on_main(lambda: _fitted(model, groups, section, compute, token, rows[-1], scores, progress))
     with torch.no_grad():
         rows[-1].copy_(torch.tensor(found, dtype=rows[-1].dtype, device=rows[-1].device).expand_as(rows[-1]))
     return True
 
 
 def _fitted(
-    model: Any, groups: Sequence[Group], section: TuningSection, compute: Compute, token: int, row: torch.Tensor, heard: torch.Tensor | None, progress: Any
+    model: Any,
+    groups: Sequence[Group],
+    section: TuningSection,
+    compute: Compute,
+    token: int,
+    row: torch.Tensor,
+    scores: dict[int, torch.Tensor] | None,
+    progress: Any,
 ) -> Any:
     share = min(1.0, MOST_ROWS / sum(len(group.rows) for group in groups))
     some = Random(0).sample(list(groups), max(1, round(share * len(groups))))  # by chance: labels take turns in the data
@@ -79,23 +86,25 @@ def _fitted(
     parts: list[tuple[torch.Tensor, ...]] = []
     for done, one in enumerate(passes):
         progress("the refusal token's first row: passes", done, len(passes))
-        batch = {name: value.to(model.device) if isinstance(value, torch.Tensor) else value for name, value in pass_of(one, compute=compute, pad=0).items()}
-        parts.append(_choices(model, batch, token))
-    states, others, refuse, first, weights = (torch.cat(column) for column in zip(*parts, strict=True))
+        written = torch.cat([scores[id(group)] if scores else torch.zeros(len(group.rows)) for group in one]).to(model.device)
+        parts.append(_choices(model, batch_of(model, one, compute), token, written))
+    states, others, refuse, first, weights, score = (torch.cat(column) for column in zip(*parts, strict=True))
     start = row.detach().reshape(-1, row.shape[-1])[0].float()
     along = torch.eye(len(start), device=start.device)
-    if heard is not None:
+    if scores is not None:
+        some_later = first | (torch.arange(len(first), device=first.device) % SOME == 0)  # what is written must be heard the same inside an answer
+        heard = listening_direction(states[some_later], score[some_later])
         means = [states[first].mean(0), states[~first].mean(0)] if (~first).any() else [states.mean(0)]
         along = torch.stack([heard, *(mean / mean.square().sum() for mean in means)])
     return logistic_row(states, others, refuse, start, along, torch.where(first, 1, LATER) * weights, first).tolist()
 
 
 @torch.no_grad()
-def _choices(model: Any, batch: dict[str, Any], token: int) -> tuple[torch.Tensor, ...]:
+def _choices(model: Any, batch: dict[str, Any], token: int, score: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Where the token must be chosen (answers to refuse, at their start), and where it must not be (all others, at each of their tokens).
 
-    What enters the output layer there, (places, size); the highest logit of other tokens; whether to refuse; whether an answer begins here; and weights, as
-    much for all later places of an answer as for its first.
+    What enters the output layer there, (places, size); the highest logit of other tokens; whether to refuse; whether an answer begins here; weights, as
+    much for all later places of an answer as for its first; and each row's score.
     """
     entered: list[torch.Tensor] = []
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: entered.append(given[0]))
@@ -114,7 +123,7 @@ def _choices(model: Any, batch: dict[str, Any], token: int) -> tuple[torch.Tenso
     weights = batch["factors"][owner] / torch.where(first, 1, later[owner])
     places = batch["source"][batch["pair"]][kept]
     inside = entered[0].reshape(-1, entered[0].shape[-1])
-    return inside[places].float(), others.amax(-1)[places], refused[kept], first[kept], weights[kept]
+    return inside[places].float(), others.amax(-1)[places], refused[kept], first[kept], weights[kept], score[owner[kept]]
 
 
 def logistic_row(
