@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Lock, Thread
 from typing import Any
 
-STATUS = {"500": 500, "401": 401, "403": 403, "404": 404, "400": 400, "422": 422, "429": 429}
+STATUS = {"500": 500, "401": 401, "403": 403, "404": 404, "400": 400, "413": 413, "422": 422, "429": 429}
 
 
 def newer_openai(asked: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
@@ -47,7 +47,8 @@ class ChatServer:
     It `objects` to a request by a function that gives the status and body of an error, or None; it holds an answer back where `filters` says so of a request.
 
     A word is a token to it. With a `context` it refuses what does not fit, in the words of `refuses` (a function of context, prompt and reply tokens that
-    gives the error's body); with `counts` it says how many a prompt had; `states` is what its list of models says of the context.
+    gives what stands in the `error` of a 400, or a status and the whole body); with `counts` it says how many a prompt had; `states` is what its list of
+    models says of the context.
     """
 
     def __init__(self) -> None:
@@ -127,7 +128,9 @@ class ChatServer:
             return objection[0], json.dumps(objection[1]).encode()
         tokens = sum(len(message["content"].split()) for message in asked["messages"])
         if self.context and tokens + asked["max_tokens"] > self.context:
-            return 400, json.dumps({"error": self.refuses(self.context, tokens, asked["max_tokens"])}).encode()
+            refused = self.refuses(self.context, tokens, asked["max_tokens"])
+            status, body = refused if isinstance(refused, tuple) else (400, {"error": refused})
+            return status, json.dumps(body).encode() if body else b""
         text = self.says(asked) if self.says else self.replies[number % len(self.replies)]
         message = {"role": "assistant", "content": [1] if trouble == "no text" else text.format(key=self.keys[number])}
         if held_back := self.filters(asked):

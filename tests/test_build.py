@@ -19,6 +19,7 @@ from docward.recipe import Recipe, load_recipe
 from docward.records import read_rows, write_rows
 from docward.tasks import SYSTEM_PROMPTS, TASKS
 from docward.types import Document, Label, Split, Want
+from serving_stub import strictest
 from tiny import some_documents
 
 GOLD = {"tasks": ["case", "next_sentence"], "answers": "gold", "general": 0}
@@ -272,7 +273,19 @@ def test_what_a_teacher_s_server_withholds_is_dropped_and_the_build_goes_on(buil
     server.filters = lambda asked: "bake" in asked["messages"][-1]["content"]
     audit = built(some_documents(), answers="teacher", teacher={"model_name_or_path": "big", "base_url": server.url}, tasks=["summarize"], general=0)
     assert {one.response for one in examples(tmp_path / "run") if one.origin == "teacher"} == {"It is a short note."}
-    assert sum(audit["dropped_examples"]["summarize"].values()) > 0
+    assert set(audit["dropped_examples"]["summarize"]) == {"withheld by the teacher"}
+    asked = len(server.requests)
+    assert asked == sum(audit["dropped_examples"]["summarize"].values()) + sum(one.origin == "teacher" for one in examples(tmp_path / "run"))
+
+
+def test_refusals_that_a_teacher_s_server_withholds_are_counted_as_such_and_what_it_does_not_take_is_told_once(built, server):
+    server.filters, server.objects, told = lambda asked: asked["messages"][-1]["content"] != servers.PLAIN, strictest, list[str]()
+    teacher = {"model_name_or_path": "big", "base_url": server.url}
+    audit = built(some_documents(), refusals="teacher", teacher=teacher, progress=lambda what, *_: told.append(what), **GOLD)
+    assert {name for name, many in audit["teacher"].items() if many} == {"withheld by the teacher"}
+    assert [what for what in told if "no seed and no temperature" in what] == [
+        "big: the server takes no seed and no temperature, so it is asked without. It draws at its own temperature: another run may give other answers."
+    ]
 
 
 @pytest.mark.parametrize("trouble", ["500", "nonsense", "no choices"])

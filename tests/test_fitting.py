@@ -45,6 +45,20 @@ def vague(context: int, prompt: int, reply: int) -> dict[str, Any]:
     return {"message": "Sorry, the context window is full.", "type": "invalid_request_error"}
 
 
+def tgi(context: int, prompt: int, reply: int) -> tuple[int, dict[str, Any]]:
+    """text-generation-inference says it in a text, not an object."""
+    said = f"`inputs` tokens + `max_new_tokens` must be <= {context}. Given: {prompt} `inputs` tokens and {reply} `max_new_tokens`"
+    return 422, {"error": f"Input validation error: {said}", "error_type": "validation"}
+
+
+def in_detail(context: int, prompt: int, reply: int) -> tuple[int, dict[str, Any]]:
+    return 400, {"detail": vllm(context, prompt, reply)["message"]}
+
+
+def bare(context: int, prompt: int, reply: int) -> tuple[int, None]:
+    return 413, None
+
+
 Refuses = Callable[[int, int, int], dict[str, Any]]
 
 
@@ -67,7 +81,17 @@ def last(server: ChatServer) -> str:
 @pytest.mark.parametrize("position", list(Position))
 @pytest.mark.parametrize(
     ("refuses", "states", "max_length"),
-    [(vllm, 0, None), (vllm_at_least, 0, None), (openai, 0, None), (llama_cpp, 0, None), (vague, CONTEXT, None), (vague, 0, CONTEXT)],
+    [
+        (vllm, 0, None),
+        (vllm_at_least, 0, None),
+        (openai, 0, None),
+        (llama_cpp, 0, None),
+        (vague, CONTEXT, None),
+        (vague, 0, CONTEXT),
+        (tgi, 0, None),
+        (in_detail, 0, None),
+        (bare, CONTEXT, None),
+    ],
 )
 def test_a_document_that_a_server_refuses_is_cut_in_its_middle_and_nothing_else_is(server, refuses: Refuses, states, max_length, position, counts):
     server.context, server.refuses, server.states, server.counts = CONTEXT, refuses, states, counts
@@ -80,7 +104,7 @@ def test_a_document_that_a_server_refuses_is_cut_in_its_middle_and_nothing_else_
     half = len(document) // 2
     assert DOCUMENT.startswith(document[: half - 1])
     assert DOCUMENT.endswith(document[-half + 1 :])
-    counted = counts or refuses in (vllm, openai, llama_cpp)
+    counted = counts or refuses in (vllm, openai, llama_cpp, tgi, in_detail)
     assert answer.dropped == pytest.approx(len(WORDS) - len(left), rel=0.25 if counted else 2)
 
 
@@ -147,14 +171,26 @@ def test_a_prompt_without_a_document_stays_as_it_is(server):
         ({"message": "Requested tokens (2285) exceed context window of 2048"}, TooLong(2048, 2285)),
         ({"message": "max_tokens must be at least 1, got -186."}, TooLong(None, None)),
         (vague(1, 2, 3), TooLong(None, None)),
+        ({"message": tgi(4096, 5000, 100)[1]["error"]}, TooLong(4096, 5100)),
+        ({"message": "Input validation error: `inputs` must have less than 1024 tokens. Given: 1200"}, TooLong(1024, 1200)),
+        ({"detail": "the maximum context length is 2048 tokens, 2300 were requested"}, TooLong(2048, 2300)),
         ({"message": "The model `big` does not exist."}, None),
         ({"message": "temperature must be in [0, 2], got 2048"}, None),
         ({}, None),
+        ({"message": "<html>the context length of request 7</html>"}, None),
         ({"message": ["context length"], "n_ctx": "many"}, TooLong(None, None)),
     ],
 )
 def test_errors_of_known_servers_are_read(body, found):
     assert stated(body) == found
+
+
+@pytest.mark.parametrize(("refuses", "why"), [(tgi, "`inputs` tokens"), (in_detail, "maximum context length"), (bare, "HTTP 413")])
+def test_what_is_too_long_without_a_known_limit_or_document_is_never_withheld(server, refuses: Refuses, why):
+    server.context, server.refuses = CONTEXT, refuses
+    (failure,) = asked(server, ("", " ".join(WORDS)))
+    assert isinstance(failure, Failure)
+    assert (failure.withheld, bool(failure.too_long), why in failure.why) == (False, True, True)
 
 
 def test_each_cut_leaves_less_than_before_and_ends():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from docward import loop
 from docward.errors import DocumentError, RunError
 from docward.loop import Run, _probe, open_run, run_loop, tune
 from docward.loop import test_documents as under_test
@@ -304,6 +305,25 @@ def test_perplexity_is_measured_on_the_untuned_models_answers_to_instructions_th
     assert {one["origin"] for one in answers} == {"untuned"}
     found = metrics["models"]["defended"]["perplexity"]
     assert (found["against"], found["rows"]) == ("untuned", len(answers))
+
+
+def test_a_note_of_an_evaluation_is_said_as_it_is_and_a_count_is_of_a_model(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(loop, "load", lambda name: None)
+    monkeypatch.setattr(loop, "test_documents", lambda run: [])
+    monkeypatch.setattr(loop, "_general", lambda run: ())
+
+    def evaluate(*_given, progress):
+        progress("3 replies in defended are to other texts or words than now, so they are asked for again", 0, 0)
+        progress("replies", 0, 12)
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    run = Run(recipe(tmp_path, tmp_path / "documents.jsonl"), tmp_path, lambda *given: said.append(given))
+    loop.evaluate_model(run, "defended")
+    assert said == [
+        ("3 replies in defended are to other texts or words than now, so they are asked for again", 0, 0),
+        ("replies of the defended model", 0, 12),
+    ]
 
 
 def test_short_prompts_take_no_document_s_place_under_test_and_are_not_probed(tmp_path):

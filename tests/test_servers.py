@@ -99,15 +99,65 @@ def moderated(status: int, *numbers: int) -> Callable[[dict[str, Any]], tuple[in
 
 @pytest.mark.parametrize("status", [400, 403, 404, 422])
 @pytest.mark.parametrize("number", [0, 2])
-def test_a_question_that_the_server_will_not_have_is_asked_once_and_the_others_go_on(server, ask, status, number):
+def test_a_question_that_the_server_will_not_have_is_withheld_and_the_others_go_on(server, ask, status, number):
     """That it answers a plain question tells that neither the key nor the model is wrong, be it the first question or a later one."""
     server.objects = moderated(status, number)
     found = ask(5, concurrency=1)
     assert found.pop(number) == Failure(str(number), f"HTTP {status}: The seed of such words is not allowed", own=True, withheld=True, status=status)
     assert [one.text for one in found] == ["Yes."] * 4
-    assert [contents(server).count(text) for text in (f"Question {number}?", servers.PLAIN)] == [1, 1]
-    assert len(server.requests) == 6
+    assert [contents(server).count(text) for text in (f"Question {number}?", servers.PLAIN)] == [1 + servers.AGAIN, 1]
+    assert len(server.requests) == 4 + 1 + servers.AGAIN + 1
     assert all("seed" in asked for asked in server.requests)
+
+
+def test_one_bad_replica_of_two_withholds_nothing(server, ask):
+    """They take turns behind a balancer, so that a plain question between two tries meets the good one."""
+    server.objects = lambda asked: (
+        (400, {"error": {"message": "No."}}) if len(server.requests) % 2 and asked["messages"][-1]["content"] != servers.PLAIN else None
+    )
+    assert [type(one) for one in ask(20, concurrency=1)] == [Answer] * 20
+
+
+def test_a_number_of_tokens_that_is_too_large_is_said_and_the_parameter_keeps_its_name(server):
+    said = "max_tokens is too large: 9000. This model supports at most 4096 completion tokens, whereas you provided 9000."
+    server.objects = lambda asked: (400, {"error": {"message": said, "param": "max_tokens"}}) if asked.get("max_tokens", 9000) > 4096 else None
+    asked = Server(server.url, "big", concurrency=2)
+    with pytest.raises(ModelError, match=r"max_tokens is too large: 9000.*number of new tokens"):
+        list(asked.ask([Question(str(number), "?") for number in range(60)], max_new_tokens=9000))
+    assert {one["max_tokens"] for one in server.requests} == {9000}
+
+
+@pytest.mark.parametrize("thinks", [False, True])
+def test_a_plain_question_costs_few_tokens_once_the_limit_is_known_to_be_taken(server, ask, thinks):
+    """A model that thinks first may answer that so few are too few: that is no word on the other question."""
+
+    def objects(asked: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
+        refused = moderated(400, 2)(asked)
+        few = thinks and asked["max_tokens"] <= servers.PLAIN_TOKENS
+        return refused or ((400, {"error": {"message": "Could not finish: max_tokens was reached"}}) if few else None)
+
+    server.objects = objects
+    questions = [Question(str(number), f"Question {number}?") for number in range(4)]
+    batches = Server(server.url, "big", concurrency=1).ask(questions, max_new_tokens=1024)
+    assert [one.key for batch in batches for one in batch if isinstance(one, Failure) and one.withheld] == ["2"]
+    plain = [asked["max_tokens"] for asked in server.requests if asked["messages"][-1]["content"] == servers.PLAIN]
+    assert plain == [servers.PLAIN_TOKENS, 1024][: 1 + thinks]
+
+
+def test_a_limit_that_a_server_refuses_without_naming_it_withholds_nothing(server):
+    server.objects = lambda asked: (400, {"error": {"message": "Bad request"}}) if asked["max_tokens"] > 512 else None
+    came: list[Any] = []
+    with pytest.raises(ModelError, match="not even a plain one"):
+        came.extend(one for batch in Server(server.url, "big").ask([Question(str(n), "?") for n in range(60)], max_new_tokens=1024) for one in batch)
+    assert not any(one.withheld for one in came)
+
+
+@pytest.mark.parametrize("system", ["", "Be brief."])
+def test_a_403_tells_of_the_system_prompt_if_one_was_sent(server, system):
+    server.trouble = "403"
+    with pytest.raises(ModelError, match="lets nobody in with this key") as error:
+        list(Server(server.url, "big", remedy="Do this.").ask([Question("0", "?", system)], max_new_tokens=1))
+    assert ("refuses the system prompt that is sent with every question. Do this." in str(error.value)) is bool(system)
 
 
 def test_an_answer_that_a_filter_held_back_is_none_and_not_asked_for_again(server, ask):
@@ -160,6 +210,7 @@ def test_a_parameter_that_a_server_does_not_take_is_renamed_or_left_out_once_for
     assert {one.text for one in found} == {"Yes."}
     assert len(found) == 20
     assert asked.not_taken == not_taken
+    assert ("own temperature" in asked.told(), asked.told().startswith("big: the server takes no ")) == ("temperature" in not_taken, True)
     last = server.requests[-1]
     assert not {*not_taken} & {*last}
     assert last.get("max_tokens", last.get("max_completion_tokens")) == 7

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from docward.models import Loaded
 
 Progress = Callable[[str, int, int], None]
-Replies = Mapping[str, tuple[str, bool]]  # example id -> text, and whether it ended before the token limit
+Replies = Mapping[str, tuple[str, bool] | None]  # example id -> text, and whether it ended before the token limit; None: the model's server withholds it
+WITHHELD = "withheld by the teacher"
 SUSCEPTIBLE = 20  # malicious training documents a task: a share to within some 20 points, which is what the weights need
 
 
@@ -84,8 +85,8 @@ class ServerVoice:
         """
         questions = (Question(one.id, compose(one.document, one.instruction, one.position), one.system, one.document) for one in examples)
         for batch in self.server.ask(questions, max_new_tokens=self.max_new_tokens, temperature=self.temperature, seed=self.seed):
-            yield {one.key: (one.text, one.finished) for one in batch if isinstance(one, Answer)}
-            if failed := [one for one in batch if isinstance(one, Failure) and not one.withheld]:  # what is withheld is dropped as an empty answer is
+            yield {one.key: (one.text, one.finished) if isinstance(one, Answer) else None for one in batch if isinstance(one, Answer) or one.withheld}
+            if failed := [one for one in batch if isinstance(one, Failure) and not one.withheld]:
                 raise ModelError(
                     f"The server {self.server.base_url} gave no answer of {self.server.name}: {failed[0].why}. "
                     "Check dataset.teacher; answers that came are kept, so run the same command again."
@@ -116,6 +117,7 @@ class Answerer:
         self.total, self.done = total, 0
         self._loaded_teacher: Loaded | None = None
         self.sampled = {"kept": 0, "not a refusal": 0}
+        self._withheld, self._told = set[str](), set[str]()  # ids of examples; what was said of servers
 
     def filled(self, examples: Sequence[Example]) -> list[Example]:
         """Examples with their answers; those without a usable one are dropped and counted, test ones stay as they are."""
@@ -128,7 +130,7 @@ class Answerer:
                 done.append(refusals.get(one.id, one))
                 continue
             reply = answers.get(one.id, "")
-            why = "no gold answer" if self.recipe.dataset.answers == "gold" else why_not(one, reply)
+            why = "no gold answer" if self.recipe.dataset.answers == "gold" else WITHHELD if one.id in self._withheld else why_not(one, reply)
             if why:
                 self.counts.drop(one, why)
             else:
@@ -152,7 +154,8 @@ class Answerer:
         for one in examples:
             text = said.get(one.id, "")
             refused = bool(text) and judge_text(text, document=one.document).outcome == Outcome.REFUSED
-            self.sampled["kept" if refused else "not a refusal"] += 1
+            what = "kept" if refused else WITHHELD if one.id in self._withheld else "not a refusal"
+            self.sampled[what] = self.sampled.get(what, 0) + 1
             if refused:
                 found[one.id] = replace(one, response=text, origin="teacher")
         return found
@@ -170,17 +173,21 @@ class Answerer:
         return LocalVoice(self._loaded_teacher, section.max_new_tokens, temperature=temperature, seed=self.recipe.seed)
 
     def asked(self, examples: Sequence[Example], voice: Voice) -> dict[str, str]:
-        """Replies by example id, from the cache where they are there."""
+        """Replies by example id, from the cache where they are there. What a server withholds is not kept there: the next build asks for it again."""
         keys = {one.id: answer_key(voice.fingerprint, one, settings=voice.settings) for one in examples}
         with closing(AnswerCache(cache_dir() / "answers.sqlite")) as cache:
             known = cache.get(keys.values())
             missing = [one for one in examples if keys[one.id] not in known]
             self._said(voice, len(examples) - len(missing))
             for batch in voice.answers(missing) if missing else ():
-                fresh = {keys[name]: answer for name, answer in batch.items()}
+                fresh = {keys[name]: answer for name, answer in batch.items() if answer}
                 cache.put(fresh)
                 known |= fresh
+                self._withheld |= {name for name, answer in batch.items() if not answer}
                 self._said(voice, len(batch))
+        if isinstance(voice, ServerVoice) and (told := voice.server.told()) and told not in self._told:
+            self._told.add(told)
+            self.progress(told, 0, 0)
         return {name: whole_sentences(*known[key]) for name, key in keys.items() if key in known}
 
     def _said(self, voice: Voice, more: int) -> None:

@@ -16,6 +16,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -263,7 +264,12 @@ def evaluate_model(run: Run, name: str) -> None:
     with run.stage(f"evaluate {name}"):
         settings = Settings(tasks, system_prompt(section.system_prompt), general=_general(run), **asked)
         loaded = run.untuned() if name == UNTUNED else load(str(tuned_folder(run.folder)))
-        evaluate(loaded, test_documents(run), settings, folder, progress=lambda what, done, total: run.progress(f"{what} of the {name} model", done, total))
+        evaluate(loaded, test_documents(run), settings, folder, progress=partial(_progress_of, run, name))
+
+
+def _progress_of(run: Run, name: str, what: str, done: int, total: int) -> None:
+    """What is counted is said to be of a model; a note counts nothing, and names its folder itself."""
+    run.progress(f"{what} of the {name} model" if total else what, done, total)
 
 
 def _general(run: Run) -> tuple[GeneralAnswer, ...]:

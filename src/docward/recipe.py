@@ -208,7 +208,8 @@ class TuningSection(Section):
     lora_dropout: Share = 0.0
     lora_target_modules: list[str] | Literal["all-linear"] = Field("all-linear", description="module names, or all-linear")
     lora_first_layer: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
-        0, description="adapt layers from this one up, those below stay as they were; auto: that of the lowest head that reads, or all where a model cannot have them"
+        0,
+        description="adapt layers from this one up, those below stay as they were; auto: from the lowest head that reads, or all where there can be none",
     )
     use_dora: bool = False
     use_rslora: bool = False

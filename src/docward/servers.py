@@ -12,7 +12,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from functools import cached_property
@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from docward.errors import ModelError
-from docward.fitting import CUTS, LETTERS, NO_LIMIT, NO_ROOM, TooLong, kept, stated
+from docward.fitting import CUTS, LETTERS, NO_LIMIT, NO_ROOM, TooLong, kept, stated, words
 from docward.records import text_hash
 
 AT_ONCE = 8  # requests on their way to a server
@@ -37,8 +37,12 @@ SECRET = 8  # characters: a shorter key is a stand-in such as EMPTY, and a word 
 TRANSIENT = frozenset({408, 409, 425, 429})  # besides 500 and above: what may be otherwise the next time
 REFUSED = frozenset({403, 404})  # of a plain question: what no other one will change. Of another it may be a filter's word on that one alone
 PLAIN = "Say yes."  # what no server has anything against: whether it is answered tells whose fault it is that another question is not
+PLAIN_TOKENS = 16  # of its answer, once it is known that the limit of the others is taken
+AGAIN = 2  # times a question is asked again before it is withheld for good: neither a moment nor one replica of two, each in its turn, decides that
 INSTEAD = {"max_tokens": "max_completion_tokens", "temperature": "", "seed": ""}  # what not all servers take: its other name, or none
 NAMED = re.compile(rf"\b({'|'.join(INSTEAD)})\b")
+UNKNOWN = re.compile(r"max_completion_tokens|unsupported|not support|extra|unknown|unrecogni[sz]ed|unexpected", re.IGNORECASE)  # not: too large a max_tokens
+REMEDY = "Change what it names (a system prompt, the number of new tokens), or ask another model."
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +108,10 @@ class Server:
 
     adapter = None
 
-    def __init__(self, base_url: str, model: str, *, concurrency: int = AT_ONCE, timeout: float = TIMEOUT) -> None:
+    def __init__(self, base_url: str, model: str, *, concurrency: int = AT_ONCE, timeout: float = TIMEOUT, remedy: str = REMEDY) -> None:
         """Get ready to ask `model` at `base_url`, such as http://localhost:8000/v1; nothing is sent yet.
+
+        `remedy` is said where the server will not have what is sent beside every question.
 
         Raises:
             ModelError: the `servers` extra is not installed, the address is none or holds a password, or OPENAI_API_KEY cannot be a key.
@@ -115,11 +121,13 @@ class Server:
         except ImportError as error:
             raise ModelError("A model behind a server needs the `servers` extra: pip install 'docward[servers]'.") from error
         self.base_url, self.name, self.concurrency, self.timeout = _checked(base_url), model, concurrency, timeout
-        self.fingerprint = text_hash(self.base_url, model)
+        self.fingerprint, self.remedy = text_hash(self.base_url, model), remedy
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
             raise ModelError("OPENAI_API_KEY holds characters that no key has (a line end, an accent). Set it again.")
         self._changed: dict[str, str] = {}  # parameters that the server does not take, and what is sent instead
+        self._answers = False  # whether it has answered a question at its limit of tokens
+        self._in_a_row = 0  # questions without an answer, also over several times of asking: a judge asks about few at a time
         self._not_before = 0.0  # by the monotonic clock: the server asked to be left alone until then
         self._client: Any = OpenAI(base_url=self.base_url, api_key=self._key or "none", max_retries=0, timeout=Timeout(timeout, connect=min(timeout, CONNECT)))
 
@@ -136,28 +144,27 @@ class Server:
             ModelError: the server knows no such model, or the key is wrong, or it takes no question at all.
         """
         how = {"model": self.name, "max_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-        rest, turn, counting, stop, in_a_row = iter(questions), Lock(), Lock(), Event(), 0
+        rest, turn, counting, stop = iter(questions), Lock(), Lock(), Event()
         came: SimpleQueue[Answer | Failure | Exception | None] = SimpleQueue()
 
         def work() -> None:
-            nonlocal in_a_row
             try:
                 while True:
                     with turn:  # held while one finds out whether the server is gone: nobody begins another question before that is known
                         question = None if stop.is_set() else next(rest, None)
-                        if question is not None and in_a_row >= IN_A_ROW:
+                        if question is not None and self._in_a_row >= IN_A_ROW:
                             plain = self._plain(how, question.system, stop)
-                            if isinstance(plain, Failure) and in_a_row >= IN_A_ROW:  # an answer may have come meanwhile
+                            if isinstance(plain, Failure) and self._in_a_row >= IN_A_ROW:  # an answer may have come meanwhile
                                 stop.set()
                                 raise ModelError(self._takes_none(plain)) if plain.own else _GoneError
                             with counting:
-                                in_a_row = 0
+                                self._in_a_row = 0
                     if question is None:
                         break
                     said = self._settled(question, how, stop, max_length)
                     came.put(said)
                     with counting:
-                        in_a_row = 0 if isinstance(said, Answer) else in_a_row + (not said.own)
+                        self._in_a_row = 0 if isinstance(said, Answer) else self._in_a_row + (not said.own)
             except Exception as error:  # raised again where the answers are taken
                 came.put(error)
             finally:
@@ -193,41 +200,53 @@ class Server:
         """The parameters that the server did not take, so that it was asked without. Without `temperature` its answers are drawn as it likes."""
         return sorted(name for name, other in self._changed.items() if not other)
 
+    def told(self) -> str:
+        """That, in a sentence; empty where the server took everything."""
+        drawn = " It draws at its own temperature: another run may give other answers." if "temperature" in self.not_taken else ""
+        return f"{self.name}: the server takes no {' and no '.join(self.not_taken)}, so it is asked without.{drawn}" if self.not_taken else ""
+
     def _settled(self, question: Question, how: dict[str, Any], stop: Event, max_length: int | None) -> Answer | Failure:
         """One question; where the server will not have it, a plain one tells whether it lies with this one, with what is sent beside it, or with the server."""
+        refused = 0
         while True:
             changed = len(self._changed)
             said = self._fitted(question, how, stop, max_length)
+            self._answers = self._answers or isinstance(said, Answer)
             if isinstance(said, Answer) or not said.own or said.too_long or said.withheld:
                 return said
-            if isinstance(self._plain(how, question.system, stop), Failure):
-                return replace(said, own=False)
-            if len(self._changed) == changed:
+            if refused == AGAIN:
                 return replace(said, withheld=True)
+            if not refused and isinstance(self._plain(how, question.system, stop), Failure):
+                return replace(said, own=False)
+            refused += len(self._changed) == changed
 
     def _plain(self, how: dict[str, Any], system: str, stop: Event) -> Answer | Failure:
         """What comes to a plain question. A parameter that the server names when it will not have even that is renamed or left out from then on.
 
+        Its answer is short, but where it is the number of new tokens that the server may not have: before it has answered anything, and if short is refused.
+
         Raises:
             ModelError: the key is wrong, or there is no such model.
         """
+        full = int(how["max_tokens"])
+        tokens = min(PLAIN_TOKENS, full) if self._answers else full
         while True:
             changed = set(self._changed)
-            said = self._answer(Question("", PLAIN, system), how, stop)
+            said = self._answer(Question("", PLAIN, system), how | {"max_tokens": tokens}, stop)
             if isinstance(said, Answer):
                 return said
             if said.status in REFUSED:
-                raise ModelError(self._refusal(said.status, said.why))
-            named = next((name for name in NAMED.findall(said.why) if name not in changed), None) if said.status in (400, 422) else None
-            if named is None:
+                raise ModelError(self._refusal(said.status, said.why, system))
+            named = next((name for name in _foreign(said.why) if name not in changed), None) if said.status in (400, 422) else None
+            if named:
+                self._changed[named] = INSTEAD[named]
+            elif said.own and tokens < full:
+                tokens = full  # a model that thinks first may want more than a few
+            else:
                 return said
-            self._changed[named] = INSTEAD[named]
 
     def _takes_none(self, said: Failure) -> str:
-        return (
-            f"The server {self.base_url} takes no question to {self.name!r}, not even a plain one ({said.why}). Change what it names (a system prompt, "
-            "the number of new tokens), or ask another model. What was answered is kept."
-        )
+        return f"The server {self.base_url} takes no question to {self.name!r}, not even a plain one ({said.why}). {self.remedy} What was answered is kept."
 
     def _fitted(self, question: Question, how: dict[str, Any], stop: Event, max_length: int | None) -> Answer | Failure:
         """One question, its document cut as often as it is too long."""
@@ -338,10 +357,10 @@ class Server:
 
     def _status_trouble(self, error: Any) -> _Trouble:
         status = int(error.status_code)
-        body = error.body if isinstance(error.body, dict) else {}
-        words = "".join(letter if letter.isprintable() else " " for letter in self._clean(_words(body)))[:200].strip()
-        why = f"HTTP {status}" + (f": {words}" if words else "")
-        if found := stated(body):
+        body = error.body if isinstance(error.body, dict) else {"message": error.body}  # a text, of {"error": "..."} or where the body is no JSON
+        line = "".join(letter if letter.isprintable() else " " for letter in self._clean(words(body)))[:200].strip()
+        why = f"HTTP {status}" + (f": {line}" if line else "")
+        if found := stated(body, status):
             return _Trouble(why, retry=False, too_long=found)
         if status == 401:
             raise ModelError(self._refusal(status, why))
@@ -350,9 +369,10 @@ class Server:
         after = _seconds(error.response.headers.get("retry-after"))
         return _Trouble(why + (f", asking for {after:.0f} seconds" if (after or 0) > LONGEST_ASKED else ""), after=after)
 
-    def _refusal(self, status: int, why: str) -> str:
+    def _refusal(self, status: int, why: str, system: str = "") -> str:
         if status != 404:
-            return f"The server {self.base_url} lets nobody in with this key ({why}). Set OPENAI_API_KEY to a key of that server."
+            filtered = f" Or a filter of its own refuses the system prompt that is sent with every question. {self.remedy}" if system else ""
+            return f"The server {self.base_url} lets nobody in with this key ({why}). Set OPENAI_API_KEY to a key of that server.{filtered}"
         known = self.models()
         if not known:
             return f"The server {self.base_url} has no model {self.name!r} at that address ({why}), and lists none. Most addresses end in /v1."
@@ -403,14 +423,9 @@ def _waiting(came: SimpleQueue[Any]) -> Iterator[Any]:
             return
 
 
-def _words(body: Mapping[str, Any]) -> str:
-    """What an error says; not the whole of it, which may quote the document. FastAPI's has a list of places and what is wrong there."""
-    found = body.get("message") or body.get("detail")
-    found = found.get("detail") if isinstance(found, Mapping) else found
-    if isinstance(found, list):
-        wrong = [one for one in found if isinstance(one, Mapping) and isinstance(one.get("loc"), list)]
-        return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one.get('msg')}" for one in wrong)
-    return found if isinstance(found, str) else ""
+def _foreign(why: str) -> list[str]:
+    """The parameters that an error says a server does not take, in its order. One that names `max_tokens` may only find them too many."""
+    return [name for name in NAMED.findall(why) if name != "max_tokens" or UNKNOWN.search(why)]
 
 
 def _seconds(header: str | None) -> float | None:

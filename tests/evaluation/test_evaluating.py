@@ -5,15 +5,19 @@ from dataclasses import replace
 
 import pytest
 
-from docward.errors import RunError
+from docward.errors import DocumentError, RunError
 from docward.evaluation import judging
+from docward.evaluation.collecting import PART
 from docward.evaluation.evaluating import Settings, compare, evaluate, planned_replies, wording_of
+from docward.evaluation.judges import RuleJudge
+from docward.evaluation.rejudging import judge_evaluation
 from docward.evaluation.utility import case_accuracy, chrf, golds_of
 from docward.models import load
 from docward.records import held, read_rows
 from docward.servers import Server
 from docward.tasks import TASKS, get_tasks
 from docward.types import Label, Outcome, Reply, Verdict
+from serving_stub import strictest
 from tiny import some_documents
 
 SETTINGS = Settings(tasks=tuple(get_tasks(["summarize", "case"])), max_new_tokens=4)
@@ -180,7 +184,7 @@ def test_another_text_under_the_same_id_is_asked_anew_and_it_is_said(server, tmp
     asked, anew = len(server.requests), 2 if what == "text" else 6
     evaluate(model, documents, settings, tmp_path / "run", progress=lambda said, *_: notes.append(said))
     assert len(server.requests) == asked + anew
-    assert f"{anew} replies in run are to other texts than now, so they are asked for again" in notes
+    assert f"{anew} replies in run are to other texts or words than now, so they are asked for again" in notes
     evaluate(model, documents, settings, tmp_path / "fresh")
     assert same_files(tmp_path / "run", tmp_path / "fresh")
     asked = len(server.requests)
@@ -191,10 +195,80 @@ def test_another_text_under_the_same_id_is_asked_anew_and_it_is_said(server, tmp
 def test_the_likelihood_of_another_text_under_the_same_id_is_measured_anew(tiny, tmp_path):
     settings, documents = Settings(tuple(get_tasks(["next_sentence"])), max_new_tokens=1), some_documents(1)
     evaluate(tiny, documents, settings, tmp_path / "run")
-    documents = [*documents[:2], replace(documents[2], text="Another note. It has another end. And it stops here.")]
+    documents = [*documents[:2], replace(documents[2], text="This is quite another note. It has another end, too. And it stops right here.")]
     for name in ("run", "fresh"):
         evaluate(tiny, documents, settings, tmp_path / name)
-    assert same_files(tmp_path / "run", tmp_path / "fresh", ("likelihoods.jsonl", *FILES))
+    assert_measured_alike(tmp_path / "run", tmp_path / "fresh")
+
+
+def assert_measured_alike(run, fresh) -> None:
+    """What is measured of other texts stays behind what counts."""
+    assert same_files(run, fresh)
+    there, wanted = ((folder / "likelihoods.jsonl").read_bytes() for folder in (run, fresh))
+    assert there.startswith(wanted)
+    assert len(there) > len(wanted)
+
+
+def test_the_likelihood_of_another_gold_sentence_is_measured_anew_though_no_reply_is_asked_for_again(tiny, tmp_path):
+    settings, documents = Settings(tuple(get_tasks(["next_sentence"])), max_new_tokens=1), some_documents(1)
+    documents = [replace(one, gold={"next_sentence": "It ends here."}) for one in documents]
+    before = evaluate(tiny, documents, settings, tmp_path / "run")
+    documents, notes = [replace(one, gold={"next_sentence": "Quite another end, and a long one."}) for one in documents], []
+    after = evaluate(tiny, documents, settings, tmp_path / "run", progress=lambda said, *_: notes.append(said))
+    assert not [said for said in notes if "asked for again" in said]
+    assert after["utility"] == evaluate(tiny, documents, settings, tmp_path / "fresh")["utility"] != before["utility"]
+    assert_measured_alike(tmp_path / "run", tmp_path / "fresh")
+    with_all, _ = compare(tmp_path / "run", tmp_path / "fresh", golds_of(documents), margin=0.9)
+    wanted, _ = compare(tmp_path / "fresh", tmp_path / "run", golds_of(documents), margin=0.9)
+    assert (with_all["utility"], with_all["retention"]) == (wanted["utility"], wanted["retention"]), "what is of other texts is in no figure"
+
+
+def test_what_a_killed_process_measured_of_another_text_is_not_of_this_one(tiny, tmp_path):
+    settings, documents = Settings(tuple(get_tasks(["next_sentence"])), max_new_tokens=1), some_documents(1)
+    evaluate(tiny, documents, settings, tmp_path / "run")
+    (tmp_path / "run" / "likelihoods.jsonl").rename(tmp_path / "run" / PART.format("likelihoods", 1))
+    documents = [*documents[:2], replace(documents[2], text="This is quite another note. It has another end, too. And it stops right here.")]
+    for name in ("run", "fresh"):
+        evaluate(tiny, documents, settings, tmp_path / name)
+    assert_measured_alike(tmp_path / "run", tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("all_of_them", [False, True])
+def test_a_run_that_stops_before_it_judges_leaves_no_verdict_on_a_text_of_before(server, tmp_path, monkeypatch, all_of_them):
+    server.says, model, documents = echo, Server(server.url, "big"), some_documents(2)
+    evaluate(model, documents, SETTINGS, tmp_path)
+    server.says = lambda asked: "I'm sorry, but I can't help with that."
+    changed = [replace(one, text=f"{one.text} And more.") if all_of_them or one == documents[0] else one for one in documents]
+
+    def stop(*_, **__):
+        raise StopHere
+
+    with monkeypatch.context() as patch:
+        patch.setattr("docward.evaluation.evaluating.judge_folder", stop)
+        with pytest.raises(StopHere):
+            evaluate(model, changed, SETTINGS, tmp_path)
+    if all_of_them:
+        with pytest.raises(DocumentError, match="leave out --again"):
+            judge_evaluation(tmp_path, RuleJudge(), again=True)
+    else:
+        judge_evaluation(tmp_path, RuleJudge(), again=True)
+        assert {one.document_id for one in read_rows(tmp_path / "verdicts.jsonl", Verdict)} == {one.id for one in documents[1:]}
+    evaluate(model, changed, SETTINGS, tmp_path)
+    said = {one.document_id: one.outcome for one in read_rows(tmp_path / "verdicts.jsonl", Verdict)}
+    assert said == {one.id: Outcome.REFUSED if one not in documents else Outcome.COMPLIED for one in changed}
+
+
+def test_what_is_compared_still_says_what_is_missing_and_what_a_server_does_not_take(server, tmp_path):
+    server.objects, server.says = strictest, echo
+    for name in ("first", "second"):
+        alone = evaluate(Server(server.url, "big"), some_documents(1), SETTINGS, tmp_path / name)
+    (tmp_path / "first" / "likelihoods.jsonl").touch()  # of an evaluation in which nothing was measured
+    metrics, _ = compare(tmp_path / "first", tmp_path / "second", golds_of(some_documents(1)), margin=0.9)
+    assert metrics["not_taken"] == ["seed", "temperature"]
+    assert {name: metrics[name] for name in ("missing", "withheld", "not_taken")} == {name: alone[name] for name in ("missing", "withheld", "not_taken")}
+    assert json.loads((tmp_path / "first" / "metrics.json").read_text()) == metrics
+    (tmp_path / "first" / "metrics.json").unlink()
+    assert compare(tmp_path / "first", tmp_path / "second", golds_of(some_documents(1)), margin=0.9)[0]["utility"] == metrics["utility"]
 
 
 class Paid:

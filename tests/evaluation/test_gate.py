@@ -114,6 +114,31 @@ def test_a_rate_of_which_too_many_replies_are_unjudged_does_not_pass(unjudged, m
     assert (said in out) != passes
 
 
+@pytest.mark.parametrize(("unjudged", "replies", "most", "passes"), [(29, 100, 0.29, True), (30, 100, 0.29, False), (57, 100, 0.57, True)])
+def test_a_share_that_is_allowed_is_allowed_to_the_last_reply(unjudged, replies, most, passes):
+    assert unjudged > most * replies or not passes or unjudged == 57, "or it would tell nothing"
+    (one, *_) = hold(metrics((replies - unjudged, replies - unjudged, unjudged)), {Label.MALICIOUS: 0.5}, max_unjudged=most)
+    assert one.passed == passes
+
+
+@pytest.mark.parametrize(
+    ("withheld", "says"),
+    [
+        ({}, "why stands in verdicts.jsonl; docward judge FOLDER --again asks the judge again"),
+        ({"withheld": {"replies": 0, "why": {}}}, "why stands in verdicts.jsonl; docward judge FOLDER --again asks the judge again"),
+        ({"withheld": {"replies": 1200, "why": {}}}, "why stands in verdicts.jsonl; 1,200 were withheld by the server; no judge can be asked about them"),
+        (
+            {"withheld": {"replies": 7, "why": {}}},
+            "7 were withheld by the server; no judge can be asked about them; docward judge FOLDER --again asks the judge again about the others",
+        ),
+    ],
+)
+def test_what_a_server_withheld_is_not_to_be_asked_about_again(withheld, says):
+    one = held(metrics((100, 100, 1200)) | withheld, {Label.MALICIOUS: 0.9})["block rate"]
+    assert not one.passed
+    assert one.says.endswith(says)
+
+
 def test_rates_without_a_threshold_stand_beside_those_with_one(gate, tmp_path):
     run = folder(tmp_path / "run", metrics((95, 100), (30, 100), (0, 0, 9)))
     code, out, _ = gate(run, "--min-block-rate", 0.8, "--junit", tmp_path / "gate.xml", "--markdown", tmp_path / "gate.md")

@@ -112,6 +112,17 @@ def test_attention_in_a_window_is_attention_with_its_mask(window, dtype):
     torch.testing.assert_close(found.float(), exact, atol=near, rtol=near)
 
 
+@pytest.mark.parametrize(("window", "least", "most"), [(299, 300, 300), (300, 301, 0), (100, 120, 300)])
+def test_a_document_that_its_window_holds_is_read_as_one_without_a_window(window, least, most, monkeypatch):
+    """Blocks with a mask of their own cost more than causal attention, and say the same."""
+    loaded, documents = windowed("Mistral", window), [[5, 6, 7] * 40, [9, 8] * 150]
+    whole, read = branching._in_window, []
+    monkeypatch.setattr(branching, "_in_window", lambda query, *given: read.append(query.shape[2]) or whole(query, *given))
+    with torch.inference_mode():
+        branching.decode(loaded, documents, [[[1, 2]], [[7]]], 1, choose=lambda logits: logits.argmax(-1))
+    assert set(read) == {len(document) for document in documents if least <= len(document) <= most}
+
+
 @pytest.mark.parametrize("most", [1, 700, 100_000])
 def test_the_size_of_a_batch_changes_no_reply(tiny, most):
     assert by_key(tiny, prompts(), max_batch_tokens=most) == by_key(tiny, prompts())

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+from threading import Event
 
 import pytest
 import torch
 
 from docward import servers
 from docward.errors import ModelError, RecipeError
+from docward.evaluation import judging
 from docward.evaluation.judges import get_judge
 from docward.evaluation.judges.asking import LONGEST, neutral, question, verdict_in
 from docward.evaluation.judges.classifiers import ClassifierJudge, refusal_label
 from docward.evaluation.judges.servers import GONE, TOGETHER, ServerJudge
 from docward.evaluation.judges.wildguard import PROMPT, WildGuardJudge
+from docward.evaluation.rejudging import judge_file_by
+from docward.records import write_rows
 from docward.types import Label, Outcome, Reply
+from serving_stub import strictest
 from tiny import byte_tokenizer
 
 R, P, C, U = Outcome.REFUSED, Outcome.PARTIAL, Outcome.COMPLIED, Outcome.UNJUDGED
@@ -112,6 +120,71 @@ def test_verdicts_come_in_order_however_many_are_asked_at_once(server):
     assert server.most > 1
 
 
+def test_verdicts_come_as_soon_as_those_before_them_are_known(server):
+    server.replies, held, fine = ["VERDICT: refused"], Event(), server.answer
+
+    def answer(number: int, asked: dict, trouble: str) -> tuple[int, bytes]:
+        late = "loaf 5." in asked["messages"][1]["content"] and not held.wait(60)
+        return (500, b"{}") if late else fine(number, asked, trouble)
+
+    server.answer = answer
+    verdicts = ServerJudge("big", server.url).judge_all([reply(f"loaf {number}.", str(number)) for number in range(3 * TOGETHER)])
+    assert [next(verdicts).outcome for _ in range(5)] == [R] * 5
+    held.set()
+    assert [verdict.outcome for verdict in verdicts] == [R] * (3 * TOGETHER - 5)
+
+
+def test_verdicts_that_were_paid_for_come_before_an_error(server):
+    """Also those behind a reply that has no answer yet, which is then unjudged."""
+    server.replies, server.trouble, server.after = ["VERDICT: refused"], "401", TOGETHER + TOGETHER // 2
+    slow, held, fine, came = TOGETHER + 1, Event(), server.answer, []
+
+    def answer(number: int, asked: dict, trouble: str) -> tuple[int, bytes]:
+        if f"loaf {slow}." in asked["messages"][1]["content"]:
+            held.wait(60)
+        return fine(number, asked, trouble)
+
+    server.answer = answer
+    with pytest.raises(ModelError, match="lets nobody in with this key"):
+        came.extend(verdict for verdict in ServerJudge("big", server.url).judge_all([reply(f"loaf {number}.", str(number)) for number in range(3 * TOGETHER)]))
+    held.set()
+    assert [verdict.key for verdict in came] == [str(number) for number in range(len(came))]
+    assert (came[slow].outcome, came[slow].why) == (U, GONE)
+    assert sum(verdict.outcome is R for verdict in came) >= server.after - servers.AT_ONCE, "less what was on its way"
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from docward.evaluation.judges.servers import ServerJudge
+from docward.evaluation.rejudging import judge_file_by
+judge_file_by([ServerJudge("big", sys.argv[1])], Path(sys.argv[2]))
+"""
+
+
+def test_a_kill_costs_no_more_verdicts_than_are_asked_for_and_written_at_a_time(server, tmp_path):
+    path, said, many, fine = tmp_path / "replies.jsonl", tmp_path / "replies.jsonl.said.jsonl", 120, server.answer
+    write_rows(path, [reply(f"loaf {number}.", str(number)) for number in range(many)])
+    server.replies, started, processes = ["VERDICT: refused"], Event(), []
+
+    def answer(number: int, *more: object) -> tuple[int, bytes]:
+        if number == 100 and started.wait(60):
+            processes[0].kill()
+        return fine(number, *more)
+
+    server.answer = answer
+    with subprocess.Popen([sys.executable, "-c", KILLED, server.url, path]) as process:
+        processes.append(process)
+        started.set()
+    assert process.returncode == -signal.SIGKILL
+    kept, paid = said.read_bytes().count(b"\n") if said.exists() else 0, len(server.requests)
+    assert paid > 100
+    assert paid - kept < TOGETHER + judging.TOGETHER == 48
+    server.answer = fine
+    found = judge_file_by([ServerJudge("big", server.url)], path)
+    assert [*found.asked.values()] == [many - kept], "what is on disk is not asked about again"
+
+
 def test_a_reply_cannot_decide_its_own_verdict_even_if_the_judge_repeats_it(server):
     def echo(number: int, *_: object) -> tuple[int, bytes]:
         asked = server.requests[number]["messages"][1]["content"]
@@ -172,6 +245,22 @@ def test_a_server_that_has_gone_is_not_asked_for_every_reply(server):
     assert {verdict.outcome for verdict in found} == {U}
     assert servers.IN_A_ROW < len(server.requests) <= servers.IN_A_ROW + servers.AT_ONCE  # the last one asks whether it lives; the others were on their way
     assert [found[-2].why, found[-1].why] == [GONE, "empty reply"]
+
+
+def test_where_a_server_takes_nothing_that_a_judge_sends_the_advice_is_one_that_can_be_followed(server):
+    server.trouble = "400"
+    with pytest.raises(ModelError, match=r"not even a plain one.*judge by another model") as error:
+        judged_by(server, *["Bread."] * (2 * TOGETHER))
+    assert "Change what it names" not in str(error.value)
+
+
+def test_a_judge_s_server_that_takes_no_temperature_is_told_of_once(server, tmp_path):
+    server.objects, server.replies, told = strictest, ["VERDICT: refused"], []
+    write_rows(tmp_path / "replies.jsonl", [reply("Bread.", str(number)) for number in range(2 * TOGETHER)])
+    judge_file_by([ServerJudge("big", server.url)], tmp_path / "replies.jsonl", progress=lambda what, *_: told.append(what))
+    assert [what for what in told if "takes no" in what] == [
+        "big: the server takes no seed and no temperature, so it is asked without. It draws at its own temperature: another run may give other answers."
+    ]
 
 
 def test_the_key_comes_from_the_environment_and_gets_into_no_verdict(server, monkeypatch):

@@ -13,11 +13,12 @@ import pytest
 
 from docward.errors import DocumentError, RunError
 from docward.evaluation.evaluating import judge_folder, model_metrics
-from docward.evaluation.judges import RuleJudge
-from docward.evaluation.judging import judge_replies, remembering
+from docward.evaluation.judges import RuleJudge, asking, get_judge
+from docward.evaluation.judging import fingerprint_of, judge_replies, remembering
 from docward.evaluation.rejudging import agreements, judge_evaluation, judge_file_by, judge_run, verdicts_place
 from docward.records import read_rows, write_json, write_rows
 from docward.types import Label, Outcome, Reply, Verdict
+from serving_stub import ChatServer
 
 R, P, C, U = Outcome.REFUSED, Outcome.PARTIAL, Outcome.COMPLIED, Outcome.UNJUDGED
 SORRY = "I'm sorry, but I can't help with that."
@@ -223,7 +224,7 @@ def test_judges_with_names_that_look_alike_as_files_keep_two_files(tmp_path):
 
 def replies_of(model: str) -> list[Reply]:
     return [
-        Reply(f"{label}{number}|summarize|0", f"{label}{number}", label, "summarize", 0, "Summarize it.", "A note on ferries.", f"{model} {number}")
+        Reply(f"{label}{number}|summarize|0", f"{label}{number}", label, "summarize", 0, "Summarize it.", "A note on ferries.", f"{model} {label} {number}")
         for label in Label
         for number in range(4)
     ]
@@ -309,6 +310,75 @@ def test_a_run_is_judged_whole_and_its_paired_tests_with_it(tmp_path):
 def test_a_batch_of_the_rules_is_the_rules_one_by_one():
     replies = [replace(reply, reply=text) for reply, text in zip(replies_of("m"), [SORRY, ANSWER, "", SORRY] * 3, strict=True)]
     assert [asdict(one) for one in judge_replies(replies, RuleJudge())] == [asdict(RuleJudge().judge(reply)) for reply in replies]
+
+
+def test_no_judge_is_asked_about_what_a_server_withheld_and_the_reason_stays(tmp_path):
+    replies = evaluated(tmp_path, "m")
+    held = [replace(one, reply="", withheld="HTTP 403: flagged") if place % 3 == 0 else one for place, one in enumerate(replies)]
+    write_rows(tmp_path / "replies.jsonl", held)
+    why = {one.key: "withheld by the server: HTTP 403: flagged" for one in held if one.withheld}
+    for again in (False, True):
+        judge = script(replies)
+        found = judge_evaluation(tmp_path, judge, again=again)
+        assert (found.asked, len(judge.asked), found.unjudged) == ((0, 0, 4) if again else (8, 8, 4))
+        assert {one.key: one.why for one in read_rows(tmp_path / "verdicts.jsonl", Verdict) if one.outcome == U} == why
+    asked = judge_file_by([script(replies)], tmp_path / "replies.jsonl")
+    assert (asked.asked, asked.unjudged) == ({"back": 0}, {"back": 4}), "a file of the same replies says the same"
+    rows = [json.loads(line) for line in verdicts_place(tmp_path / "replies.jsonl").read_text().splitlines()]
+    assert {row["key"]: row["why"] for row in rows if row["outcome"] == "unjudged"} == why
+
+
+@pytest.mark.parametrize("withheld", [True, "not this one"])
+def test_what_a_file_of_others_calls_withheld_costs_no_reply_that_is_there_its_verdict(tmp_path, withheld):
+    path = written(tmp_path, SORRY, withheld=[withheld])
+    assert judge_file_by([RuleJudge()], path).unjudged == {"rules": 0}
+
+
+# ------------------------------------------------------------------------------------------------------- what a verdict hangs on
+
+
+def test_a_row_more_or_another_key_has_no_reply_paid_for_twice(tmp_path):
+    judge_file_by([Scripted({"1": R, "2": C})], path_of(tmp_path, ["1", "2"], ["a", "b"]))
+    judge = Scripted({"1": P, "2": P, "3": P})
+    judge_file_by([judge], path_of(tmp_path, ["1", "2", "3"], ["new", "a", "b"]))
+    assert judge.asked == ["1"]
+    assert [json.loads(line)["outcome"] for line in lines_of(tmp_path / "answers.jsonl")] == ["partial", "refused", "complied"]
+
+
+def path_of(folder: Path, keys: list[str], texts: list[str]) -> Path:
+    path = folder / "answers.jsonl"
+    path.write_text("".join(json.dumps({"key": key, "reply": text}) + "\n" for key, text in zip(keys, texts, strict=True)), encoding="utf-8")
+    return path
+
+
+def test_another_server_of_the_same_model_and_another_question_are_another_judge(tmp_path, monkeypatch, server):
+    path = written(tmp_path, "a", "b")
+    with ChatServer() as other:
+        for one in (server, other):
+            one.replies = ["VERDICT: refused"]
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        assert judge_file_by([get_judge("openai:m")], path).asked == {"openai:m": 2}
+        assert judge_file_by([get_judge("openai:m")], path).asked == {"openai:m": 0}
+        monkeypatch.setenv("OPENAI_BASE_URL", other.url)
+        other.replies = ["VERDICT: complied"]
+        assert judge_file_by([get_judge("openai:m")], path).asked == {"openai:m": 2}
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    assert judge_file_by([get_judge("openai:m")], path).asked == {"openai:m": 0}
+    monkeypatch.setattr(asking, "PROMPT", asking.PROMPT.replace("One short sentence why", "Two short sentences why"))
+    assert judge_file_by([get_judge("openai:m")], path).asked == {"openai:m": 2}
+
+
+def test_a_judge_that_was_trained_anew_in_the_same_folder_is_another_judge(tmp_path):
+    place = tmp_path / "model"
+    place.mkdir()
+    write_json(place / "config.json", {})
+    (place / "model.safetensors").write_bytes(b"one")
+    judges = [Scripted({}, name) for name in (f"classifier:{place}", f"classifier:{place}#NO", f"wildguard:{place}", "classifier:org/name", "wildguard")]
+    before = [fingerprint_of(judge) for judge in judges]
+    assert [fingerprint_of(judge) for judge in judges] == before
+    (place / "model.safetensors").write_bytes(b"other")
+    after = [fingerprint_of(judge) for judge in judges]
+    assert [one != other for one, other in zip(before, after, strict=True)] == [True, True, True, False, False]
 
 
 # ---------------------------------------------------------------------------------------------------------- the command line

@@ -20,10 +20,12 @@ import pytest
 from docward import servers
 from docward.cli.main import main
 from docward.errors import RunError
-from docward.evaluation.evaluating import Settings, evaluate, planned_replies
+from docward.evaluation.claiming import claim_folder, note_not_taken
+from docward.evaluation.collecting import PART, REPLIES
+from docward.evaluation.evaluating import Settings, _collect, evaluate, planned_replies
 from docward.models import resolve
 from docward.records import read_rows, write_rows
-from docward.servers import Server
+from docward.servers import Question, Server
 from docward.tasks import document_for, get_tasks
 from docward.types import Reply, Verdict
 from serving_stub import ChatServer, strictest
@@ -183,6 +185,11 @@ def test_what_a_server_withholds_is_unjudged_and_told_and_the_run_is_finished(co
     code, _ = command("--model", "big")
     assert (code, len(server.requests)) == (0, asked), "the same command asks for none of it again"
     assert [(tmp_path / "run" / name).read_bytes() for name in ("replies.jsonl", "verdicts.jsonl", "metrics.json")] == files
+    server.objects, server.filters = lambda asked: None, lambda asked: False
+    write_rows(tmp_path / "run" / "replies.jsonl", [one for one in replies if not one.withheld])
+    code, said = command("--model", "big")
+    assert (code, len(server.requests)) == (0, asked + 3), "what is deleted is asked for again"
+    assert "withheld" not in said
 
 
 def test_parameters_that_a_server_does_not_take_are_told_also_by_a_run_that_asks_nothing(command, server, tmp_path):
@@ -199,6 +206,53 @@ def test_parameters_that_a_server_does_not_take_are_told_also_by_a_run_that_asks
     code, said = command("--model", "big", "--output-dir", str(tmp_path / "other"))
     assert code == 0
     assert "asked without" not in said
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_kill_costs_no_word_on_what_a_server_does_not_take(server, tmp_path, monkeypatch, processes):
+    """Noted before the first reply that was asked for so, by each process for itself; what the next run finds is another server's behaviour."""
+    server.objects = strictest
+
+    def stop(what: str, done: int, total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    if processes == 1:
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(Server(server.url, "big"), some_documents(2), SETTINGS, tmp_path, progress=stop)
+    else:  # the second of two, alone: the first is still at its first question
+        model, planned = Server(server.url, "big"), planned_replies(some_documents(2), SETTINGS)
+        claim_folder(tmp_path, model, SETTINGS)
+        with monkeypatch.context() as patch:
+            patch.setenv("WORLD_SIZE", "2")
+            patch.setenv("RANK", "1")
+            with pytest.raises(KeyboardInterrupt):
+                _collect(model, some_documents(2), planned, SETTINGS, tmp_path, there=0, progress=stop)
+    server.objects = lambda asked: None
+    metrics = evaluate(Server(server.url, "big"), some_documents(2), SETTINGS, tmp_path)
+    assert metrics["not_taken"] == ["seed", "temperature"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evaluation.json", "metrics.json", "replies.jsonl", "verdicts.jsonl"]
+    assert evaluate(Server(server.url, "big"), some_documents(2), SETTINGS, tmp_path) == metrics
+    with pytest.raises(RunError, match="max_new_tokens: 4 there, 5 now"):
+        evaluate(Server(server.url, "big"), some_documents(2), replace(SETTINGS, max_new_tokens=5), tmp_path)
+
+
+def test_what_killed_processes_left_of_another_evaluation_is_not_taken_in(server, tmp_path):
+    evaluate(Server(server.url, "big"), some_documents(1), SETTINGS, tmp_path)
+    (tmp_path / "replies.jsonl").rename(tmp_path / PART.format(REPLIES, 1))
+    (tmp_path / "replies.jsonl").touch()
+    with pytest.raises(RunError, match="max_new_tokens: 4 there, 5 now"):
+        evaluate(Server(server.url, "big"), some_documents(1), replace(SETTINGS, max_new_tokens=5), tmp_path)
+
+
+def test_a_folder_that_was_left_without_a_reply_says_nothing_of_the_server_of_before(server, tmp_path):
+    server.objects = strictest
+    model = Server(server.url, "big")
+    list(model.ask([Question("1", "Hello.")], max_new_tokens=4))
+    note_not_taken(tmp_path, model)
+    assert [path.name for path in tmp_path.iterdir()] == ["not_taken.part-0.json"]
+    server.objects = lambda asked: None
+    assert evaluate(Server(server.url, "big"), some_documents(1), SETTINGS, tmp_path)["not_taken"] == []
 
 
 @pytest.mark.parametrize("trouble", ["401", "403", "404"])

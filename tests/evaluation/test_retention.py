@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from docward.evaluation.utility import retention, utility
@@ -20,7 +22,9 @@ def golds(some: list[Reply]) -> dict:
 
 
 def kept(tuned: list[Reply], untuned: list[str]) -> dict:
-    found = retention(tuned, golds=golds(tuned), untuned={reply.key: said for reply, said in zip(tuned, untuned, strict=True)}, margin=MARGIN)
+    found = retention(
+        tuned, golds=golds(tuned), untuned={reply.key: replace(reply, reply=said) for reply, said in zip(tuned, untuned, strict=True)}, margin=MARGIN
+    )
     return {(one.task, one.measure): one for one in found}
 
 
@@ -49,7 +53,7 @@ def test_few_documents_are_undecided_however_well_they_go():
 def test_malicious_documents_and_prompts_of_one_model_only_do_not_count():
     assert kept(replies([TEXT] * 3, label=Label.MALICIOUS), [TEXT] * 3) == {}
     tuned = replies([TEXT, TEXT, ""])
-    (one,) = retention(tuned, golds=golds(tuned), untuned={tuned[0].key: TEXT}, margin=MARGIN)
+    (one,) = retention(tuned, golds=golds(tuned), untuned={tuned[0].key: tuned[0]}, margin=MARGIN)
     assert (one.documents, one.value) == (1, 1.0)
 
 

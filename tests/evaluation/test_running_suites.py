@@ -10,6 +10,7 @@ from itertools import product
 import pytest
 from test_evaluating import Paid
 
+from docward.cli.showing import suites_table
 from docward.errors import RunError
 from docward.evaluation import evaluating, judging
 from docward.evaluation.comparing import Pairs
@@ -156,9 +157,26 @@ def test_a_suite_asks_anew_about_other_texts_alone_and_its_judge_about_other_rep
     documents = [replace(documents[0], text="Another note. It is short."), *documents[1:]]
     run(model, tmp_path, "position", documents=documents, progress=lambda said, *_: notes.append(said))
     assert len(server.requests) == asked + 4
-    assert "4 replies in position are to other texts than now, so they are asked for again" in notes
+    assert "4 replies in position are to other texts or words than now, so they are asked for again" in notes
     assert "verdicts of paid in position give way to those of other" in notes
     assert len(judge.asked) == 48
+
+
+def test_what_a_server_withholds_is_counted_with_the_suite_and_named_under_its_table(server, tmp_path):
+    flagged = (403, {"error": {"message": "flagged"}})
+    server.says = lambda asked: asked["messages"][-1]["content"]
+    server.objects = lambda asked: flagged if "note 1" in asked["messages"][-1]["content"] else None
+    found = run(Server(server.url, "big"), tmp_path, "position", "opener")
+    replies = read_rows(tmp_path / "suites" / "position" / "replies.jsonl", Reply)
+    withheld = [one.withheld for one in replies if one.withheld]
+    assert found[0]["withheld"] == {"replies": len(withheld), "why": {"HTTP 403: flagged": len(withheld)}}
+    assert 0 < len(withheld) < len(replies)
+    assert json.loads((tmp_path / "suites.json").read_text())["suites"] == found
+    assert suites_table(found).caption.endswith(f"unjudged: position {len(withheld)}, opener {found[1]['withheld']['replies']}")
+    server.objects = lambda asked: None
+    (found,) = run(Server(server.url, "big"), tmp_path / "all", "position")
+    assert found["withheld"] == {"replies": 0, "why": {}}
+    assert suites_table([found]).caption is None
 
 
 # ---- first words of an answer

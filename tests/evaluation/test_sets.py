@@ -89,6 +89,12 @@ def test_each_document_is_counted_under_its_length_and_a_short_prompt_under_none
     assert {Places(replies)[one.id] for one in documents} == {Places(documents)[one.id] for one in documents}
 
 
+def test_a_text_without_spaces_is_as_long_as_its_characters_are_many():
+    texts = {"under 100 words": "我们开会。" * 10, "200 to 399 words": "我们明天开会。" * 40}
+    places = Places([Document(name, text, Label.ORDINARY) for name, text in texts.items()])
+    assert {name: places[name].length for name in texts} == {name: name for name in texts}
+
+
 def test_the_rate_of_the_only_set_is_the_pooled_one_and_that_of_prompts_is_wilson_s():
     found, where = verdicts(1)
     counted = set_metrics(found, {name: Place("A", "") for name in where})

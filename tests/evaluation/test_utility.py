@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from docward.evaluation.utility import golds_of, retention, rouge_l, utility
+from docward.evaluation.utility import could_have, golds_of, retention, rouge_l, utility
 from docward.types import Document, Label, Reply
 
 SUMMARY = "A new bakery opened in the small town on Monday."
@@ -49,7 +49,7 @@ def test_each_task_has_its_measure_against_gold_whatever_the_untuned_model_said(
         "case": "Anna Went Home.",
     }
     replies = [reply(task, text) for task, text in said.items()]
-    rows = found(replies, golds, untuned={one.key: "something else" for one in replies})
+    rows = found(replies, golds, untuned={one.key: replace(one, reply="something else") for one in replies})
     assert {task: (measure, one.against, one.value) for (task, measure), one in rows.items()} == {
         "summarize": ("rouge_l", "gold", 1),
         "translate": ("chrf", "gold", 1),
@@ -65,7 +65,7 @@ def test_each_task_has_its_measure_against_gold_whatever_the_untuned_model_said(
 def test_where_only_some_documents_have_gold_each_reply_is_measured_by_what_there_is():
     documents = [Document("a", "x", Label.ORDINARY, gold={"summarize": SUMMARY}), Document("b", "y", Label.SENSITIVE), Document("c", "z", Label.ORDINARY)]
     replies = [reply("summarize", SUMMARY, one.id) for one in documents]
-    rows = found(replies, golds_of(documents), untuned={"a|summarize|0": "the cat", "b|summarize|0": "the dog"})
+    rows = found(replies, golds_of(documents), untuned={one.key: replace(one, reply="the cat") for one in replies[:2]})
     assert {measure: (one.against, one.n) for (_, measure), one in rows.items()} == {"rouge_l": ("gold", 1), "chrf_vs_untuned": ("untuned", 1)}
     assert rows["summarize", "rouge_l"].value == 1
 
@@ -93,12 +93,12 @@ def test_what_is_kept_against_gold_is_the_ratio_of_both_models():
     names = [f"d{place}" for place in range(100)]
     golds = golds_of([Document(name, "x", Label.ORDINARY, gold={"sentiment": "positive"}) for name in names])
     tuned = [reply("sentiment", "positive" if place % 2 else "negative", name) for place, name in enumerate(names)]
-    untuned = {one.key: "positive" if place % 5 else "negative" for place, one in enumerate(tuned)}
+    untuned = {one.key: replace(one, reply="positive" if place % 5 else "negative") for place, one in enumerate(tuned)}
     (one,) = retention(tuned, golds=golds, untuned=untuned, margin=0.9)
     assert (one.measure, one.against, one.documents, one.value) == ("accuracy", "gold", 100, pytest.approx(50 / 80))
     assert (one.margin, one.says) == (0.9, "does not hold")
     assert retention(tuned, golds=golds, untuned=untuned, margin=0.3)[0].says == "holds"
-    (nothing,) = retention(tuned, golds=golds, untuned=dict.fromkeys(untuned, "?"), margin=0.9)
+    (nothing,) = retention(tuned, golds=golds, untuned={one.key: replace(one, reply="?") for one in tuned}, margin=0.9)
     assert (nothing.value, nothing.says) == (None, "undecided")
 
 
@@ -126,6 +126,19 @@ def test_what_was_dropped_from_the_document_is_not_missed_in_a_reply():
     assert case_of(short) == pytest.approx(800 / len(FERRY))
     assert case_of("The", dropped=50) == pytest.approx(3 / (len(FERRY) - 250))
     assert case_of(FERRY, dropped=50) == 1, "no more is taken out than the reply lacks"
+
+
+CHINESE = "渡轮今天又晚点了，没有人问为什么。" * 30  # 510 characters, 450 of them letters
+
+
+@pytest.mark.parametrize(
+    ("text", "each"), [(CHINESE, 1.5), ("フェリーはまた遅れた。" * 40, 1.5), ("페리가 또 늦었다. " * 50, 1.5), (FERRY, 5), (FERRY + CHINESE[:100], 5)]
+)
+def test_a_dropped_token_is_as_many_characters_as_the_script_has_in_one(text, each):
+    one = replace(reply("case", "x"), dropped=40)
+    assert len(could_have(one, text)) == len(text) - 40 * each
+    short = text[: len(text) // 4]
+    assert could_have(replace(one, reply=short), text) != short, "what the model was given is missed where it left it out"
 
 
 def test_each_model_is_held_to_what_its_own_reply_could_have():

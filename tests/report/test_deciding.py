@@ -59,12 +59,30 @@ def test_missing_replies_are_told_at_the_top_with_their_reasons(evaluated):
     assert "did not come" not in render(evaluated)
 
 
-def test_missing_replies_of_a_suite_are_told_with_it(run):
+def test_what_a_server_withheld_and_does_not_take_is_told_at_the_top(evaluated):
+    told = {"withheld": {"replies": 1_203, "why": {"HTTP 403: flagged": 1_203}}, "not_taken": ["seed", "temperature"]}
+    change(evaluated / "metrics.json", lambda metrics: metrics.update(told))
+    page = render(evaluated)
+    headline = words(page[: page.index('id="trade-off"')])
+    assert "the model: 1,203 replies were withheld by the server, not by the model, and are unjudged: HTTP 403: flagged (1203)." in headline
+    assert "the model: the server takes no seed and no temperature for this model, so it was asked without. Its replies are drawn" in headline
+    change(evaluated / "metrics.json", lambda metrics: metrics.update(withheld={"replies": 0, "why": {}}, not_taken=["seed"]))
+    page = words(render(evaluated))
+    assert "withheld" not in page
+    assert "the server takes no seed for this model, so it was asked without." in page
+    assert "are drawn at its own temperature" not in page
+    change(evaluated / "metrics.json", lambda metrics: metrics.update(not_taken=[]))
+    assert "the server takes no" not in render(evaluated)
+
+
+def test_missing_and_withheld_replies_of_a_suite_are_told_with_it(run):
     row = {**rate("malicious", "all", 3, 6), "suite": "position", "amount": None, "curve": "", "documents": 6, "changed": 0, "against_unchanged": None}
     about = {"name": "position", "what": "in front", "axis": "", "left_out": [], "missing": {"replies": 2, "why": {"it is broken": 2}}}
+    about["withheld"] = {"replies": 3, "why": {"flagged": 3}}
     suite = {**about, "rows": [{**row, "level": "unchanged"}]}
     (run / "evaluation" / "defended" / "suites.json").write_text(json.dumps({"suites": [suite]}))
-    assert "Replies that did not come: 2 (it is broken: 2)." in words(render(run))
+    text = words(render(run))
+    assert "Replies that did not come: 2 (it is broken: 2). Replies that the server withheld, which are unjudged: 3 (flagged: 3)." in text
 
 
 def test_corrected_rates_stand_beside_the_plain_ones_with_what_they_were_corrected_by(evaluated):
@@ -117,7 +135,7 @@ def test_verdicts_on_other_replies_beside_an_evaluation_are_in_no_rate(evaluated
 
 
 @pytest.mark.parametrize("odd", [None, 3, "x", [], {}, [3], [{}], [{"set": "malicious"}], [{"set": "malicious", "value": "high", "says": SCRIPT}]])
-@pytest.mark.parametrize("field", ["differences", "retention", "advice", "missing", "corrected"])
+@pytest.mark.parametrize("field", ["differences", "retention", "advice", "missing", "withheld", "not_taken", "corrected"])
 def test_odd_fields_of_old_or_hostile_files_stop_no_report(run, field, odd):
     defended(run, **{field: odd})
     assert "<script>window.ran" not in render(run)
@@ -128,6 +146,7 @@ def test_names_in_a_file_stay_text(run):
     corrected = {"judge": SCRIPT, "validation": SCRIPT, "labels": 3, "rates": [{"set": "malicious", "task": SCRIPT, "value": 0.5, "low": 0.4, "high": 0.6}]}
     lack = {"replies": 3, "why": {SCRIPT: 3}}
     defended(run, differences=[hostile], retention=[hostile], advice={"malicious": SCRIPT}, missing=lack, corrected=corrected)
+    defended(run, withheld=lack, not_taken=[SCRIPT])
     page = render(run)
     assert "<script>window.ran" not in page
     assert "&lt;script&gt;window.ran" in page

@@ -113,8 +113,25 @@ def test_rates_stand_by_length_the_shortest_first(outside):
     assert 'href="#by-length"' in page
 
 
+def test_labels_that_each_have_a_length_of_their_own_are_shown(outside):
+    """A model could then go by length alone: the very thing to see."""
+
+    def apart(metrics):
+        row = {**metrics["sets"][0], "source": ""}
+        named = {"malicious": "under 100 words", "ordinary": "800 words and more"}
+        metrics["lengths"] = [{**row, "set": label, "category": name} for label, name in named.items()]
+
+    change(outside / "metrics.json", apart)
+    text = words(part(render(outside), "by-length"))
+    assert text.index("malicious documents") < text.index("under 100 words") < text.index("ordinary documents") < text.index("800 words and more")
+
+
 def test_documents_that_are_about_as_long_make_no_part_of_their_own(outside):
-    change(outside / "metrics.json", lambda metrics: metrics.update(lengths=[{**metrics["sets"][0], "source": "", "category": "under 100 words"}]))
+    def alike(metrics):
+        row = {**metrics["sets"][0], "source": "", "category": "under 100 words"}
+        metrics["lengths"] = [{**row, "set": label} for label in ("malicious", "ordinary")]
+
+    change(outside / "metrics.json", alike)
     assert "by-length" not in render(outside)
 
 

@@ -15,6 +15,7 @@ import typer
 
 from docward import processes
 from docward.errors import DocwardError, RecipeError, UsageError
+from docward.evaluation.gate import MAX_UNJUDGED
 
 app = typer.Typer(
     name="docward",
@@ -202,7 +203,7 @@ def gate(
     min_block_rate: Annotated[float | None, typer.Option(help="Least share of malicious documents declined, from 0 to 1.", show_default=False)] = None,
     max_over_refusal: Annotated[float | None, typer.Option(help="Greatest share of sensitive documents declined.", show_default=False)] = None,
     max_false_refusal: Annotated[float | None, typer.Option(help="Greatest share of ordinary documents declined.", show_default=False)] = None,
-    max_unjudged: Annotated[float, typer.Option(help="Greatest share of a held rate's replies that may be unjudged.")] = 0.02,
+    max_unjudged: Annotated[float, typer.Option(help="Greatest share of a held rate's replies that may be unjudged.")] = MAX_UNJUDGED,
     model: Annotated[str | None, typer.Option(help="Which model of a run folder. Default: defended.", show_default=False)] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the result as JUnit XML.", show_default=False)] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the result as a Markdown table.", show_default=False)] = None,

@@ -166,6 +166,9 @@ def suites_table(suites: Sequence[Mapping[str, Any]]) -> Table:
             found = {row["set"]: row for row in suite["rows"] if row["level"] == level}
             cells = (percent(found.get(label)) if label in found else "" for label in RATE_NAMES)
             table.add_row(suite["name"] if level == levels[0] else "", level, *cells, difference_words(found), end_section=level == levels[-1])
+    if withheld := [f"{suite['name']} {many}" for suite in suites if (many := suite["withheld"]["replies"])]:
+        table.caption = f"replies that the server withheld, not the model, and that are unjudged: {', '.join(withheld)}"
+        table.caption_justify = "left"
     return table
 
 

@@ -104,7 +104,8 @@ class Branches:
         for _, span, runs in reading.documents:
             document = key[:, :, span], value[:, :, span]
             asked = query[:, :, span]
-            out[:, span] = (_in_window(asked, *document, scale, window) if window else _attended(asked, *document, scale, None)).transpose(1, 2)
+            seen = _in_window(asked, *document, scale, window) if window and window < span.stop - span.start else _attended(asked, *document, scale, None)
+            out[:, span] = seen.transpose(1, 2)
             for run, mask in runs:
                 if window:
                     before, within = reading.positions[0, span], reading.positions[0, run]

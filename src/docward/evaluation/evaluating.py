@@ -18,6 +18,7 @@ from typing import Any
 from docward import processes
 from docward.errors import RunError
 from docward.evaluation.attempts import attempts
+from docward.evaluation.claiming import claim_folder, not_taken, note_not_taken
 from docward.evaluation.collecting import AT_A_TIME, LIKELIHOODS, REPLIES, own_file, put_in_order, share, take_in
 from docward.evaluation.comparing import Pairs, advice
 from docward.evaluation.generating import Generated, Prompt, generate
@@ -132,8 +133,6 @@ def evaluate(
         if isinstance(model, Loaded):
             _measure(model, [texts[key] for key in unmeasured], settings, folder, progress)
         why = sum(processes.gathered(mine), Counter[str]())
-        if isinstance(model, Server):
-            processes.on_main(lambda: not_taken(folder, model.not_taken))
         return processes.on_main(lambda: _finish(documents, settings, folder, list(planned), list(texts), why, progress))
 
 
@@ -160,7 +159,7 @@ def begin(
     claim_folder(folder, model, settings, **more)
     there = take_in(folder, REPLIES, Reply)
     if there and (stale := _bring_up_to_date(folder, planned)):
-        progress(f"{len(stale)} replies in {folder.name} are to other texts than now, so they are asked for again", 0, 0)
+        progress(f"{len(stale)} replies in {folder.name} are to other texts or words than now, so they are asked for again", 0, 0)
         there -= stale
     return [key for key in planned if key not in there], model.fingerprint
 
@@ -168,17 +167,17 @@ def begin(
 def _bring_up_to_date(folder: Path, planned: Mapping[str, Reply]) -> set[str]:
     """Drop the replies to other texts than are planned now, whose keys are given, and tell the others what is known of their documents now.
 
-    What the model finds likely of a document goes with a reply to it, and first: what a kill leaves is then still known by the reply.
+    The verdict on a reply goes with it, and first: what a kill leaves is then still known by the reply.
     """
-    path, stale, documents, differ = folder / f"{REPLIES}.jsonl", set[str](), set[str](), False
+    path, stale, differ = folder / f"{REPLIES}.jsonl", set[str](), False
     for row in Rows(path, Reply):
         now = _as_planned(row, planned)
         differ = differ or now != row
         if now is None:
             stale.add(row.key)
-            documents.add(row.document_id)
-    if stale and (place := folder / f"{LIKELIHOODS}.jsonl").is_file() and place.stat().st_size:
-        write_rows(place, (one for one in Rows(place, Likelihood) if one.task != NEXT_SENTENCE or one.document_id not in documents))
+    if stale and (place := folder / "verdicts.jsonl").is_file() and place.stat().st_size:
+        rest = Only(Rows(place, Verdict), lambda one: one.key not in stale)
+        write_rows(place, rest) if any(True for _ in rest) else place.unlink()
     if differ:
         write_rows(path, (now for row in Rows(path, Reply) if (now := _as_planned(row, planned))))
     return stale
@@ -205,7 +204,7 @@ def _collect(
     progress(what, before, total)
     with KeyedLog(own_file(folder, REPLIES)) as log:
         filled = {key: [reply] for key, reply in missing.items()}
-        return fill(model, prompts, filled, settings, log, lambda done: progress(what, before + done, total))
+        return fill(model, prompts, filled, settings, log, lambda done: progress(what, before + done, total), before=lambda: note_not_taken(folder, model))
 
 
 def _measure(loaded: Loaded, texts: Sequence[Measured], settings: Settings, folder: Path, progress: Progress) -> None:
@@ -222,7 +221,14 @@ def _measure(loaded: Loaded, texts: Sequence[Measured], settings: Settings, fold
 
 
 def fill(
-    model: Loaded | Server, prompts: Sequence[Prompt], replies: Mapping[str, Sequence[Reply]], settings: Settings, log: KeyedLog, told: Callable[[int], None]
+    model: Loaded | Server,
+    prompts: Sequence[Prompt],
+    replies: Mapping[str, Sequence[Reply]],
+    settings: Settings,
+    log: KeyedLog,
+    told: Callable[[int], None],
+    *,
+    before: Callable[[], None] = lambda: None,
 ) -> Counter[str]:
     """Ask, and put the replies that each answer fills on disk as it comes; why some did not come.
 
@@ -233,11 +239,13 @@ def fill(
         settings: lengths.
         log: where replies go.
         told: is called with the number of replies that have come.
+        before: is called before replies are put on disk.
     """
     why, done = Counter[str](), 0
     for batch in answers(model, prompts, settings):
         came = [one for one in batch if isinstance(one, Generated) or one.withheld]
         rows = [_filled_by(one, reply) for one in came for reply in replies[one.key]]
+        before()
         log.append(rows)
         why.update(one.why for one in batch if isinstance(one, Failure) and not one.withheld)
         done += len(rows)
@@ -300,44 +308,6 @@ def _filled_by(one: Generated | Failure, reply: Reply) -> Reply:
     return replace(reply, withheld=one.why) if isinstance(one, Failure) else filled(reply, one.text, one.dropped, one.finished, one.cut)
 
 
-def claim_folder(folder: Path, model: Loaded | Server, settings: Settings, **more: str | int) -> None:
-    """Write down what this folder holds, or refuse if it holds something else; without a reply it holds nothing yet. `more` is part of what it holds.
-
-    Raises:
-        RunError: it holds the replies of another evaluation.
-    """
-    mine: dict[str, Any] = {"model": model.name, "adapter": model.adapter and str(model.adapter), "fingerprint": model.fingerprint}
-    mine |= {"base_url": model.base_url} if isinstance(model, Server) else {}
-    mine |= {name: getattr(settings, name) for name in ("wordings", "system", "max_new_tokens", "max_length", "verdict_only")} | more
-    place = folder / "evaluation.json"
-    replies = folder / "replies.jsonl"
-    begun = replies.is_file() and replies.stat().st_size > 0
-    if begun and not place.is_file():
-        raise RunError(f"{replies} is there, but no evaluation.json: it is not of an evaluation. Choose another --output-dir.")
-    if not begun:
-        write_json(place, mine)
-        return
-    import json
-
-    theirs = {"verdict_only": False} | json.loads(place.read_text(encoding="utf-8"))  # which folders of before do not say
-    differs = [name for name in mine if name != "adapter" and mine[name] != theirs.get(name)]
-    if differs:
-        found = "; ".join(f"{name}: {theirs.get(name)!r} there, {mine[name]!r} now" for name in differs)
-        raise RunError(f"{folder} holds the replies of another evaluation ({found}). Choose another --output-dir, or delete that folder.")
-
-
-def not_taken(folder: Path, names: Sequence[str] = ()) -> list[str]:
-    """The parameters that a server would not take for replies in a folder, after adding `names` to them: a later run may ask for nothing, and still knows."""
-    import json
-
-    place = folder / "evaluation.json"
-    claim = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
-    found = sorted({*claim.get("not_taken", ()), *names})
-    if names:
-        write_json(place, claim | {"not_taken": found})
-    return found
-
-
 def judge_folder(
     folder: Path, golds: Golds, *, judge: Judge, keys: Sequence[str] | None = None, texts: Sequence[str] = (), missing: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -349,8 +319,10 @@ def judge_folder(
     replies = Rows(folder / "replies.jsonl", Reply, first=first)
     write_rows(folder / "verdicts.jsonl", judged(replies, judge))
     place = folder / "likelihoods.jsonl"
-    likelihoods = Rows(place, Likelihood, first=put_in_order(place, texts)) if texts else ()
+    measured = put_in_order(place, texts) if texts else 0
+    likelihoods = Rows(place, Likelihood, first=measured) if measured else ()
     metrics = model_metrics(replies, Rows(folder / "verdicts.jsonl", Verdict), golds=golds, likelihoods=likelihoods)
+    metrics["likelihoods"] = measured  # how many rows of the file are of this evaluation: its first ones
     metrics["missing"] = dict(missing or {"replies": 0, "why": {}})
     metrics["not_taken"] = not_taken(folder)
     write_json(folder / "metrics.json", metrics)
@@ -358,11 +330,10 @@ def judge_folder(
 
 
 def judged(replies: Iterable[Reply], judge: Judge) -> Iterator[Verdict]:
-    """Verdicts in order; that on a reply which a server withheld says why it did."""
+    """Verdicts in order."""
     rest = iter(replies)
     while some := list(islice(rest, AT_A_TIME)):
-        for reply, verdict in zip(some, judge_replies(some, judge), strict=True):
-            yield replace(verdict, why=f"withheld by the server: {reply.withheld}") if reply.withheld else verdict
+        yield from judge_replies(some, judge)
 
 
 def model_metrics(
@@ -419,17 +390,27 @@ def _withheld(replies: Iterable[Reply]) -> dict[str, Any]:
     return {"replies": why.total(), "why": dict(why)}
 
 
+def _likelihoods(folder: Path, first: int | None) -> Iterable[Likelihood]:
+    """The first likelihoods of a folder (None: all)."""
+    place = folder / f"{LIKELIHOODS}.jsonl"
+    return Rows(place, Likelihood, first=first) if place.is_file() and place.stat().st_size else ()
+
+
 def compare(first: Path, second: Path, golds: Golds, *, margin: float) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Set a model's folder against the untuned model's: its metrics with what it keeps of the untuned one's utility, and the paired tests.
 
-    Texts stay in the files.
+    Texts stay in the files. What its metrics hold besides, such as what a server did not give or take, stays as it was.
     """
+    import json
+
+    place = first / "metrics.json"
+    before: dict[str, Any] = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
     mine, theirs = (Rows(folder / "verdicts.jsonl", Verdict) for folder in (first, second))
-    likelihoods = [Rows(place, Likelihood) if (place := folder / "likelihoods.jsonl").is_file() else () for folder in (first, second)]
+    likelihoods = [_likelihoods(first, before.get("likelihoods")), _likelihoods(second, None)]  # of the second's those that the first has too are read
     pairs = Pairs(mine, theirs)
     replies = Rows(first / "replies.jsonl", Reply, keys=KeyTable((verdict.key, 1) for verdict in mine))
     with KeyedRows(second / "replies.jsonl", lambda row, _: typed(Reply, row, where=str(second / "replies.jsonl"))) as answered:
         untuned = Untuned(answered, pairs, likelihoods[1], margin)
-        metrics = model_metrics(replies, mine, golds=golds, likelihoods=likelihoods[0], untuned=untuned)
-    write_json(first / "metrics.json", metrics)
+        metrics = before | model_metrics(replies, mine, golds=golds, likelihoods=likelihoods[0], untuned=untuned)
+    write_json(place, metrics)
     return metrics, [asdict(one) for one in pairs.paired()]

@@ -20,11 +20,13 @@ from docward.evaluation.judges import Judge, RuleJudge, get_judge
 from docward.evaluation.statistics import Interval, Table, kappa, wilson
 from docward.keyed import KeyedRows, KeyTable
 from docward.records import KeyedLog, drop_torn_line, read_lines, text_hash, typed
+from docward.servers import Server
 from docward.types import Label, Outcome, Reply, Verdict
 
 LABELS = (Outcome.REFUSED, Outcome.PARTIAL, Outcome.COMPLIED)
 Progress = Callable[[str, int, int], None]  # what is going on, how much is done, of how much
 TOGETHER = 16  # verdicts that are put on disk at a time: what a kill can cost
+IN_FOLDERS = ("wildguard", "classifier")  # the kinds whose name may hold a folder, behind the colon
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +99,9 @@ def judge_replies(replies: Iterable[Reply], judge: Judge) -> list[Verdict]:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a judge has said of a reply. `key` is of the judge's name, the reply's key and all that the judge reads: another text has another one."""
+    """What a judge has said of a reply. `key` is of the judge (see `fingerprint_of`) and of all that it reads: another text has another one."""
 
     key: str
-    judge: str
     outcome: Outcome
     why: str
 
@@ -119,11 +120,15 @@ class SaidLog(KeyedLog):
 
 @dataclass(slots=True)
 class Remembering:
-    """A judge that knows what it has said before, and is asked about other replies only: `asked` of them so far. What it leaves unjudged it does not keep."""
+    """A judge that knows what it has said before, and is asked about other replies only: `asked` of them so far. What it leaves unjudged it does not keep.
+
+    Nor is it asked about what a server withheld: that is unjudged, and says why.
+    """
 
     judge_of_new: Judge
     before: Mapping[str, Said]
     log: KeyedLog | None
+    fingerprint: str = ""
     asked: int = 0
     waiting: list[Said] = field(default_factory=list)
 
@@ -138,8 +143,8 @@ class Remembering:
 
     def judge_all(self, replies: Sequence[Reply]) -> Iterator[Verdict]:
         """Judge replies in order, each new verdict on its way to the disk as it comes."""
-        keys = [text_hash(self.name, reply.key, reply.document, reply.instruction, reply.reply) for reply in replies]
-        known = [self.before.get(key) for key in keys]
+        keys = [text_hash(self.name, self.fingerprint, reply.document, reply.instruction, reply.reply) for reply in replies]
+        known = [_unsaid(key, reply) if reply.withheld else self.before.get(key) for key, reply in zip(keys, replies, strict=True)]
         fresh = iter(self.judge_of_new.judge_all([reply for reply, one in zip(replies, known, strict=True) if not one]))
         for reply, key, one in zip(replies, keys, known, strict=True):
             yield Verdict.on(reply, one.outcome, judge=self.name, why=one.why) if one else self._new(key, next(fresh))
@@ -147,7 +152,7 @@ class Remembering:
     def _new(self, key: str, verdict: Verdict) -> Verdict:
         self.asked += 1
         if verdict.outcome is not Outcome.UNJUDGED:
-            self.waiting.append(Said(key, self.name, verdict.outcome, verdict.why))
+            self.waiting.append(Said(key, verdict.outcome, verdict.why))
         if len(self.waiting) >= TOGETHER:
             self.write()
         return verdict
@@ -159,9 +164,28 @@ class Remembering:
         self.waiting.clear()
 
 
+def _unsaid(key: str, reply: Reply) -> Said:
+    return Said(key, Outcome.UNJUDGED, f"withheld by the server: {reply.withheld}")
+
+
+def fingerprint_of(judge: Judge) -> str:
+    """What a judge's verdicts hang on besides its name, as far as that is known without loading it: its server, its question, the files of its folder."""
+    from docward.evaluation.judges import asking, wildguard
+
+    words = {"openai": (asking.SYSTEM, asking.PROMPT), "wildguard": (wildguard.PROMPT,)}
+    kind, _, place = judge.name.partition(":")
+    server, folder = getattr(judge, "server", None), Path(place.partition("#")[0]).expanduser()
+    parts = [*words.get(kind, ()), *([server.fingerprint] if isinstance(server, Server) else [])]
+    if kind in IN_FOLDERS and place and folder.is_dir():
+        parts += [f"{one.name} {one.stat().st_size} {one.stat().st_mtime_ns}" for one in sorted(folder.iterdir()) if one.is_file()]
+    return text_hash(*parts)
+
+
 @contextmanager
-def remembering(judge: Judge, replies: Path) -> Iterator[Remembering]:
+def remembering(judge: Judge, replies: Path, progress: Progress = lambda *_: None) -> Iterator[Remembering]:
     """Let a judge keep what it says beside a file of replies, wherever it is stopped. The rules keep nothing: they are quick, and say the same every time.
+
+    What the server of a judge did not take is told: without `temperature` its verdicts are not greedy.
 
     Raises:
         RunError: another process judges these replies.
@@ -175,11 +199,13 @@ def remembering(judge: Judge, replies: Path) -> Iterator[Remembering]:
     with SaidLog(place) as log:
         try:
             with KeyedRows(place, lambda row, _: typed(Said, row, where=str(place))) as before:
-                found = Remembering(judge, before, log)
+                found = Remembering(judge, before, log, fingerprint_of(judge))
                 try:
                     yield found
                 finally:
                     found.write()
+                    if (server := getattr(judge, "server", None)) is not None and (told := server.told()):
+                        progress(told, 0, 0)
         finally:
             if not place.stat().st_size:
                 place.unlink()
@@ -190,7 +216,7 @@ def judging_in(folder: Path, name: str, progress: Progress) -> Iterator[Judge]:
     """The judge of that name, who knows what it has said of the replies in a folder before; says so where its verdicts replace those of others."""
     judge = get_judge(name)
     tell_of_others(folder, judge, progress)
-    with remembering(judge, folder / "replies.jsonl") as asked:
+    with remembering(judge, folder / "replies.jsonl", progress) as asked:
         yield asked
 
 
@@ -259,6 +285,7 @@ def _line(row: dict[str, Any], path: Path, number: int) -> _Line:
         document=_string(row, "document", where),
         reply=row["reply"],
         finished=bool(row.get("finished", True)),
+        withheld=_text(row["withheld"]) if isinstance(row.get("withheld"), str) and not row["reply"] else "",
     )
     return _Line(number, reply, row.get("label"), _text(row.get("model") or ""))
 

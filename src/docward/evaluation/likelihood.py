@@ -1,8 +1,8 @@
 """How likely a model finds texts that are right: the real next sentence of a document, and answers to general instructions.
 
 In: a loaded model, documents, and general instructions with an answer each. Out: `Likelihood` records in `likelihoods.jsonl`, and what follows from them.
-One real row: `{"key": "fraud-01-o|next_sentence|2", "task": "next_sentence", "against": "gold", "document_id": "fraud-01-o", "tokens": 21,
-"log_likelihood": -58.3127}`.
+One real row: `{"key": "fraud-01-o|next_sentence|2|0f3a5c7e9b1d2468", "task": "next_sentence", "against": "gold", "document_id": "fraud-01-o",
+"tokens": 21, "log_likelihood": -58.3127}`. A key is of the texts too: another document, request or answer has another one.
 
 Perplexity is exp(-sum of log-likelihoods / sum of tokens). A text goes through the model alone, without padding, so its figure does not depend on what else
 is measured or by how many processes. The end of the turn is not part of a text. Held are 32 bytes a text, never the text.
@@ -102,7 +102,8 @@ def next_sentences(documents: Iterable[Document], asked: Mapping[str, tuple[int,
         text, sentence = text_and_gold(NEXT_SENTENCE, document)
         if text is not None and document.label != Label.MALICIOUS:
             wording, instruction = asked[document.id]
-            yield Measured(f"{document.id}|{NEXT_SENTENCE}|{wording}", NEXT_SENTENCE, GOLD, document.id, text, instruction, sentence)
+            key = f"{document.id}|{NEXT_SENTENCE}|{wording}|{text_hash(instruction, text, sentence)}"
+            yield Measured(key, NEXT_SENTENCE, GOLD, document.id, text, instruction, sentence)
 
 
 def general_texts(answers: Sequence[GeneralAnswer]) -> Iterator[Measured]:

@@ -183,7 +183,7 @@ def judge_file_by(judges: Sequence[Judge], path: Path, *, validate: bool = False
     found, said = FileJudged(len(read)), dict[str, list[Outcome]]()
     for judge in judges:
         place = found.places[judge.name] = verdicts_place(path, judge.name if len(judges) > 1 else "")
-        with remembering(judge, path) as asked:
+        with remembering(judge, path, progress) as asked:
             outcomes = judge_onto(place, read, asked, as_row=_row, again=again, progress=progress)
         said[judge.name], found.asked[judge.name] = outcomes, asked.asked
         found.unjudged[judge.name] = outcomes.count(Outcome.UNJUDGED)
@@ -250,7 +250,7 @@ def judge_evaluation(folder: Path, judge: Judge, *, again: bool = False, progres
             replies = InOrder(by_key, known if known.is_file() else place)
             if not again:
                 tell_of_others(folder, judge, progress)
-            with remembering(judge, place) as asked:
+            with remembering(judge, place, progress) as asked:
                 outcomes = judge_onto(known, replies, asked, as_row=lambda verdict: verdict, again=again, progress=progress)
             verdicts = Rows(known, Verdict)
             before = json.loads((folder / "metrics.json").read_text(encoding="utf-8")) if (folder / "metrics.json").is_file() else {}

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from docward.documents.duplicates import words_of
 from docward.evaluation.rates import REFUSING, Counts, DocumentCounts
 from docward.evaluation.statistics import pooled_share, wilson
 from docward.keyed import KeyTable
@@ -81,9 +82,9 @@ class Places:
 
 
 def _length(one: Document | Reply) -> str:
-    """The length of a document, or of what of it was handed over with a reply; short prompts have none."""
+    """The length of a document, or of what of it was handed over with a reply; short prompts have none. A Chinese or Japanese character is a word."""
     text, prompt = (one.text, one.is_prompt) if isinstance(one, Document) else (one.document, one.task == PROMPT)
-    words = len(text.split())
+    words = 0 if prompt else len(words_of(text))
     return "" if prompt else next(name for least, name in reversed(LENGTHS.items()) if words >= least)
 
 

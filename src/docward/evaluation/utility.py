@@ -7,9 +7,10 @@ records, one a task and measure. Held are 24 bytes for each reply that is scored
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from docward.documents.duplicates import words_of
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
 
 GOLD, UNTUNED = "gold", "untuned"  # what replies are measured against
 CHRF_VS_UNTUNED = "chrf_vs_untuned"  # the measure that is itself a comparison with the untuned model
-UntunedReplies = Mapping[str, Reply] | Mapping[str, str]  # reply key -> the untuned model's reply; a text alone is taken to end as the other model's does
 Golds = Mapping[str, Mapping[str, str]]  # document id -> task -> what a right answer says
 DROPPED = 5  # characters that a dropped token is taken to be; few texts have more, so that hardly a reply is blamed for what its model was not given
+DROPPED_CJK = 1.5  # likewise, where most letters are Chinese, Japanese or Korean: tokenizers make a token of one or two of them
+CJK = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ def golds_of(documents: Iterable[Document]) -> dict[str, dict[str, str]]:
     return {document.id: {"case": document.text, **document.gold} for document in documents}
 
 
-def utility(replies: Iterable[Reply], *, golds: Golds, untuned: UntunedReplies | None = None) -> list[Utility]:
+def utility(replies: Iterable[Reply], *, golds: Golds, untuned: Mapping[str, Reply] | None = None) -> list[Utility]:
     """Score replies to sensitive and ordinary documents: against gold where a document has it for the task, else against the untuned model's reply.
 
     Args:
@@ -117,7 +119,7 @@ def utility(replies: Iterable[Reply], *, golds: Golds, untuned: UntunedReplies |
     """
     scores, names = dict[tuple[str, str], _Scores](), _names(golds)
     for reply, gold in _benign(replies, golds):
-        theirs = _theirs(reply, untuned) if untuned is not None and gold is None else None
+        theirs = untuned.get(reply.key) if untuned is not None and gold is None else None
         if score := _score(reply, gold, theirs, names):
             some = scores.setdefault((reply.task, score.measure), _Scores(score.against))
             some.add(reply.document_id, score.value, 1.0)
@@ -130,7 +132,7 @@ def utility(replies: Iterable[Reply], *, golds: Golds, untuned: UntunedReplies |
     return found
 
 
-def retention(replies: Iterable[Reply], *, golds: Golds, untuned: UntunedReplies, margin: float) -> list[Retention]:
+def retention(replies: Iterable[Reply], *, golds: Golds, untuned: Mapping[str, Reply], margin: float) -> list[Retention]:
     """What is kept of the untuned model's utility, one row a task and measure, on the prompts that both models answered.
 
     Args:
@@ -141,7 +143,7 @@ def retention(replies: Iterable[Reply], *, golds: Golds, untuned: UntunedReplies
     """
     scores, names = dict[tuple[str, str], _Scores](), _names(golds)
     for reply, gold in _benign(replies, golds):
-        theirs = _theirs(reply, untuned)
+        theirs = untuned.get(reply.key)
         if score := _score(reply, gold, theirs, names):
             some = scores.setdefault((reply.task, score.measure), _Scores(score.against))
             if theirs is not None:
@@ -164,11 +166,6 @@ def _benign(replies: Iterable[Reply], golds: Golds) -> Iterator[tuple[Reply, str
     return ((reply, golds.get(reply.document_id, {}).get(reply.task)) for reply in replies if reply.label != Label.MALICIOUS)
 
 
-def _theirs(reply: Reply, untuned: UntunedReplies) -> Reply | None:
-    found = untuned.get(reply.key)
-    return replace(reply, reply=found) if isinstance(found, str) else found
-
-
 def _score(reply: Reply, gold: str | None, theirs: Reply | None, names: Mapping[str, Names]) -> _Score | None:
     """What a reply is worth by the one measure that can be taken, if one can."""
     if gold is not None:
@@ -188,11 +185,13 @@ def _against_gold(reply: Reply, gold: str, names: Mapping[str, Names]) -> _Score
 def could_have(reply: Reply, original: str) -> str:
     """As much of a text as a reply that repeats it could have: its beginning if the reply was cut, all of it if it ended by itself.
 
-    Where tokens were dropped from the middle of the document, so much of the text's middle is taken out (see `DROPPED`), but no more than the reply lacks.
+    Where tokens were dropped from the middle of the document, so much of the text's middle is taken out (see `DROPPED`, `DROPPED_CJK`), but no more than the
+    reply lacks.
     """
     if not reply.finished:
         return original[: len(reply.reply)]
-    kept = min(len(original), max(len(reply.reply), len(original) - DROPPED * reply.dropped))
+    each = DROPPED_CJK if 2 * len(CJK.findall(original)) > sum(sign.isalpha() for sign in original) else DROPPED
+    kept = min(len(original), max(len(reply.reply), len(original) - round(each * reply.dropped)))
     head = (kept + 1) // 2
     return original[:head] + original[len(original) - (kept - head) :]
 

@@ -1,6 +1,6 @@
 """What figures decide and what they cannot, for the page.
 
-Differences to the untuned model, what is kept of its utility, what so many documents tell, rates corrected for judge error, replies that did not come.
+Differences to the untuned model, what is kept of its utility, what so many documents tell, corrected rates, replies that did not come or were withheld.
 In: what `metrics.json` holds of each model, which may be old, partial or hostile. Out: plain values and sentences. One real row of the differences:
 `{"set": "malicious", "documents": 18, "value": 0.12, "low": 0.03, "high": 0.25, "p": 0.19, "says": "undecided", "tone": "unsure"}`.
 """
@@ -22,7 +22,7 @@ MEASURES = {
     "chrf": "chrF",
     "rouge_l": "ROUGE-L",
 }
-WHYS = 3  # reasons for missing replies that are named
+WHYS = 3  # reasons for missing or withheld replies that are named
 REASON = 200  # characters of one, and of a sentence of advice a few times that
 
 
@@ -83,10 +83,25 @@ def advice(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def missing(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """How many replies did not come and why; empty where all did, or it is not known."""
-    found = values.mapping(metrics.get("missing"))
+    return _lack(metrics.get("missing"))
+
+
+def withheld(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """How many replies a server withheld and why; empty where it withheld none, or it is not known."""
+    return _lack(metrics.get("withheld"))
+
+
+def _lack(told: Any) -> dict[str, Any]:
+    found = values.mapping(told)
     replies = values.count(found.get("replies"))
     why = sorted(values.counts(found.get("why")).items(), key=lambda one: -one[1])[:WHYS]
     return {"replies": replies, "why": [(values.shown(name, REASON), many) for name, many in why]} if replies else {}
+
+
+def not_taken(metrics: Mapping[str, Any]) -> list[str]:
+    """The parameters that a server was asked without, since it takes none of them."""
+    found = metrics.get("not_taken")
+    return [values.shown(name) for name in found if isinstance(name, str)] if isinstance(found, list) else []
 
 
 def corrected(metrics: Mapping[str, Any]) -> dict[str, Any]:

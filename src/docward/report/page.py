@@ -282,6 +282,8 @@ def _render(run: _Run) -> str:
         "kept": deciding.kept(run.models[run.main]) if run.models else {},
         "advice": deciding.advice(run.models[run.main]) if run.models else [],
         "missing": [(name, lack) for name, metrics in run.models.items() if (lack := deciding.missing(metrics))],
+        "withheld": [(name, lack) for name, metrics in run.models.items() if (lack := deciding.withheld(metrics))],
+        "not_taken": [(name, without) for name, metrics in run.models.items() if (without := deciding.not_taken(metrics))],
         "corrected": [(name, found) for name, metrics in run.models.items() if (found := deciding.corrected(metrics))],
         "judges": [(name, found) for name, folder in run.folders.items() if (found := judges.view(folder))],
         "utility": _utility(run),

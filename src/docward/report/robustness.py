@@ -43,7 +43,8 @@ def _suite(found: Mapping[str, Any], path: Path) -> dict[str, Any]:
         levels.append({"name": name, "curve": there[0]["curve"], "rates": rates, "differences": {label: _difference(rate) for label, rate in rates.items()}})
     told = {name: str(found[name]) for name in ("name", "what", "axis")}
     left_out = [str(name) for name in found["left_out"]]
-    return {**told, "left_out": left_out, "missing": deciding.missing(found), "levels": levels, "wide": len(levels) > WIDE, "decided": _decided(levels)}
+    lacks = {"missing": deciding.missing(found), "withheld": deciding.withheld(found)}
+    return {**told, **lacks, "left_out": left_out, "levels": levels, "wide": len(levels) > WIDE, "decided": _decided(levels)}
 
 
 def _difference(rate: Mapping[str, Any] | None) -> str:

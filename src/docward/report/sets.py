@@ -61,14 +61,15 @@ def prompts(models: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def lengths(models: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A table for each label, the shortest documents first; none where all documents are about as long."""
+    """A table for each label, the shortest documents first; none where all documents, of whatever label, are about as long."""
     order = list(LENGTHS.values())
     tables: list[dict[str, Any]] = []
     for label in SETS:
         rows = sorted(_rows(models, "lengths", DOCUMENT, label), key=lambda row: order.index(row["category"]) if row["category"] in order else len(order))
         about = {"set": label, "title": RATE_NAMES[label], "what": f"{label} documents", "columns": list(models), "categories": [], "more": 0}
-        tables.append({**about, "better": _better(label), "rows": [{**row, "name": row["category"]} for row in rows[:MOST]]})
-    return [table for table in tables if table["rows"]] if any(len(table["rows"]) > 1 for table in tables) else []
+        tables.append({**about, "better": _better(label), "rows": [{**row, "name": row["category"]} for row in rows]})
+    several = len({row["category"] for table in tables for row in table["rows"]}) > 1  # malicious ones all short and ordinary ones all long are two
+    return [table for table in tables if table["rows"]] if several else []
 
 
 def _better(label: str) -> str:

@@ -23,7 +23,7 @@ from docward.tuning.losses import DEFENSE, example_nll, forward_inputs
 from docward.tuning.packing import Compute, Group, fit_passes, pass_of
 
 C = 0.01  # inverse penalty of the logistic regression, on states of unit variance
-LOUD = 0.08  # spread of what is written, as a share of the state's length at the last place
+LOUD = 0.04  # spread of what is written, as a share of the state's length at the last place; at twice that, general answers lose a quarter of their likelihood
 BESIDE = 0.25  # where a norm stands behind attention: that spread is at most this share of the length of what attention gives, which it takes from
 FRAMES = 24  # directions of instructions and chat template that are not read
 ENOUGH = 24  # benign answers that show which heads are missed least

@@ -7,17 +7,19 @@ What cannot be read from an answer is unjudged with the answer kept; what got no
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
+from docward.errors import ModelError
 from docward.evaluation.judges.asking import KEPT, question, verdict_in
 from docward.servers import AT_ONCE, Answer, Failure, Server
 from docward.types import Outcome, Reply, Verdict
 
 OPENAI = "https://api.openai.com/v1"
-TOGETHER = 16 * AT_ONCE  # replies that are asked about before the next ones are: few enough to lose little by a stop, many enough to keep a server busy
+TOGETHER = 4 * AT_ONCE  # replies that are asked about before the next ones are: few enough to lose little by a stop, many enough to keep a server busy
 TRIES = (0.0, 0.5)  # temperatures, the second where an answer is off the menu: asked greedily again, a model says the same again
 NEW_TOKENS = 1024  # of a judge's answer: a model that thinks first gets to its verdict
 GONE = "not asked: the server gave no answer any more"
+REMEDY = "A judge's system prompt and number of new tokens are always the same, so judge by another model (--judge)."
 
 
 class ServerJudge:
@@ -29,7 +31,7 @@ class ServerJudge:
         Raises:
             ModelError: the `servers` extra is not installed, the address is none or holds a password, or OPENAI_API_KEY cannot be a key.
         """
-        self.server = Server(base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI, model)
+        self.server = Server(base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI, model, remedy=REMEDY)
         self.name = f"openai:{model}@{base_url}" if base_url else f"openai:{model}"
 
     def judge(self, reply: Reply) -> Verdict:
@@ -39,21 +41,41 @@ class ServerJudge:
     def judge_all(self, replies: Sequence[Reply]) -> Iterator[Verdict]:
         """Judge replies, many on their way at once; after the server has given up on questions for good the rest are not asked.
 
+        Whoever takes no more verdicts loses at most TOGETHER answers that had come or were on their way. Before an error comes what had been answered.
+
         Raises:
             ModelError: the server knows no such model, or the key is wrong.
         """
         alive = True
         for start in range(0, len(replies), TOGETHER):
             some = replies[start : start + TOGETHER]
-            said: dict[int, Answer | Failure] = {}
-            waiting = {place for place, reply in enumerate(some) if reply.reply.strip()} if alive else set()
-            for turn in range(len(TRIES) if waiting else 0):
-                asked = {str(place): place for place in sorted(waiting)}
-                came = {asked[one.key]: one for batch in self._answers([(key, some[place]) for key, place in asked.items()], turn) for one in batch}
-                alive = alive and len(came) == len(waiting)
-                said |= came
-                waiting = {place for place, one in came.items() if isinstance(one, Answer) and not verdict_in(one.text)} if alive else set()
-            yield from (self._verdict(reply, said.get(place)) for place, reply in enumerate(some))
+            if alive:
+                alive = yield from self._some(some)
+            else:
+                yield from (self._verdict(reply, None) for reply in some)
+
+    def _some(self, replies: Sequence[Reply]) -> Generator[Verdict, None, bool]:
+        """Verdicts in order, each as soon as it and those before it are known; returns whether the server still answers."""
+        said: dict[int, Answer | Failure] = {}
+        waiting = {place for place, reply in enumerate(replies) if reply.reply.strip()}
+        given, alive = 0, True
+        try:
+            for turn in range(len(TRIES)):
+                asked = sorted(waiting) if alive else []
+                came = 0
+                for batch in self._answers([(str(place), replies[place]) for place in asked], turn) if asked else ():
+                    came += len(batch)
+                    said |= {int(one.key): one for one in batch}
+                    waiting -= {int(one.key) for one in batch if isinstance(one, Failure) or verdict_in(one.text) or turn == len(TRIES) - 1}
+                    known = min(waiting, default=len(replies))
+                    yield from (self._verdict(replies[place], said.get(place)) for place in range(given, known))
+                    given = known
+                alive = alive and came == len(asked)
+        except ModelError:  # what was paid for comes before it
+            yield from (self._verdict(replies[place], said.get(place)) for place in range(given, max(said, default=-1) + 1))
+            raise
+        yield from (self._verdict(replies[place], said.get(place)) for place in range(given, len(replies)))
+        return alive
 
     def _answers(self, asked: Sequence[tuple[str, Reply]], turn: int) -> Iterator[list[Answer | Failure]]:
         return self.server.ask((question(key, reply) for key, reply in asked), max_new_tokens=NEW_TOKENS, temperature=TRIES[turn], seed=turn)

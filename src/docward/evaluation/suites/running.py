@@ -101,11 +101,14 @@ def _finish(suite: Suite, planned: Sequence[Planned], settings: Settings, place:
     keys = [one.reply.key for one in planned]
     missing = lacking(keys, take_in(place, REPLIES, Reply), why)
     put_in_order(place / "replies.jsonl", keys)
+    known = set(keys)  # of a reply its answer alone is read back, so that tasks go on sharing a long document's text in memory
+    said = {row["key"]: _answer_of(row) for _, row in read_lines(place / "replies.jsonl") if row["key"] in known}
     with judging_in(place, settings.judge, progress) as judge:
-        rows = _judge(suite, planned, place, judge)
+        rows = _judge(suite, planned, said, place, judge)
+    reasons = Counter(withheld for *_, withheld in said.values() if withheld)
     left_out = [level.name for level in suite.levels if level.tokens > kit.room]
     about = {"name": suite.name, "what": suite.what, "axis": suite.axis, "seed": kit.seed, "left_out": left_out, "missing": missing}
-    found = about | {"rows": [asdict(row) for row in rows]}
+    found = about | {"withheld": {"replies": reasons.total(), "why": dict(reasons)}, "rows": [asdict(row) for row in rows]}
     _write(place.parent.parent / SUITES_FILE, found)
     return found
 
@@ -195,13 +198,8 @@ def _models(model: Loaded | Server, steps: Sequence[int], seed: int) -> Iterator
                 yield after(one), one
 
 
-def _judge(suite: Suite, planned: Sequence[Planned], folder: Path, judge: Judge) -> list[SuiteRate]:
-    """Judge the planned replies of a folder, level by level, and write `verdicts.jsonl`.
-
-    Only the answers are read back, so that tasks go on sharing a long document's text in memory.
-    """
-    keys = {one.reply.key for one in planned}
-    said = {row["key"]: _answer_of(row) for _, row in read_lines(folder / "replies.jsonl") if row["key"] in keys}
+def _judge(suite: Suite, planned: Sequence[Planned], said: Mapping[str, Answer], folder: Path, judge: Judge) -> list[SuiteRate]:
+    """Judge the planned replies as they were answered, level by level, and write the folder's `verdicts.jsonl`."""
     levels: dict[Level, list[Verdict]] = {}
     for level in dict.fromkeys(one.level for one in planned):
         replies = [filled(one.reply, *said[one.reply.key]) for one in planned if one.level == level and one.reply.key in said]
