@@ -2,10 +2,11 @@
 
 In: a model with a fresh adapter and the training rows. Out: adapter weights, found without a gradient step, under which a head of a middle layer and one of a
 late layer look at all they may see alike; each reads off a direction, the two of one logistic regression that tells malicious from benign documents, and writes
-it along the direction that the rest of the model heeds least, so that the sum of both stands there; and the direction along which they are heard, for the
-refusal token's row. The mean over a document tells intent far better than the last state does, and that of a middle layer and of a late one together better
-than either (`bench/probing.py`). The heads are those of their layers that benign answers miss least; heads that share values with one of them lose a direction
-of values for it (`head_weights.py`); nothing else changes.
+it along the direction that the rest of the model heeds least, so that the sum of both stands there; and that score of each training row, by which the refusal
+token's row is made to listen. The mean over a document tells intent far better than the last state does; that of a middle layer tells documents like those
+fitted on best, that of a late one those of another hand, and both side by side have the better of each (`bench/probing.py --together`, docs/lab-log.md). The
+heads are those of their layers that benign answers miss least; heads that share values with one of them lose a direction of values for it (`head_weights.py`);
+nothing else changes.
 Heads that are missed little can go: arXiv 1905.10650.
 """
 
