@@ -12,6 +12,8 @@ from docward.tuning.sharing import _plain, shared_attention
 # Two documents: one with a prefix of more than one block of keys and branches of unlike lengths, one short and with a single branch.
 LAYOUT = Layout(((0, 600, ((600, 40), (640, 7), (647, 90))), (737, 20, ((757, 5),))))
 TOKENS = 762
+# Documents of like and unlike lengths, in no order: some attend together, two by themselves.
+MANY = Layout(((0, 90, ()), (90, 100, ()), (190, 30, ()), (220, 95, ((315, 6), (321, 9))), (330, 40, ()), (370, 29, ()), (399, 363, ())))
 # Relative errors against float64. Bfloat16 keeps 8 bits (0.4%), which the inputs are rounded to before either path sees them.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 0.015}
 
@@ -40,10 +42,11 @@ def test_the_fast_attention_is_the_plain_one(dtype, scale, strength):
 
 @pytest.mark.parametrize("strength", [1.0, 3.0], ids=["even", "peaked"])
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
-def test_without_gradients_it_is_the_plain_one_too(dtype, strength):
+@pytest.mark.parametrize("layout", [LAYOUT, MANY], ids=["few", "many"])
+def test_without_gradients_it_is_the_plain_one_too(layout, dtype, strength):
     inputs = [states(heads, 64, strength=strength, seed=heads + place) for place, heads in enumerate((6, 2, 2))]
-    wanted = _plain(*inputs, LAYOUT, None, {"scale": 0.11, "dropout_p": 0.0}).transpose(1, 2)
-    found = without_gradients(*(one.to(dtype) for one in inputs), LAYOUT, 0.11)
+    wanted = _plain(*inputs, layout, None, {"scale": 0.11, "dropout_p": 0.0}).transpose(1, 2)
+    found = without_gradients(*(one.to(dtype) for one in inputs), layout, 0.11)
     assert float((found.double() - wanted).norm() / wanted.norm()) < TOLERANCE[dtype]
 
 

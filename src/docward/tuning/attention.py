@@ -3,15 +3,17 @@
 In: queries, keys and values of a shared pass and its layout. Out: what the plain path of `sharing.shared_attention` gives. All branches of a document read its
 prefix in one call without a mask, each reads itself in a small causal one, and the two are joined by their log-sum-exps; the backward parts, given the joined
 output, then give the exact gradients of each (the identity that ring attention rests on, arXiv 2310.01889). The kernel goes backward in float32 and float64;
-in bfloat16, where it is slow, matrix products do (`_by_products`), and where no gradient is wanted all of it is products (`without_gradients`).
+in bfloat16, where it is slow, matrix products do (`_by_products`). Where no gradient is wanted short documents go together, and all else is products
+(`without_gradients`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from docward.evaluation.branching import in_blocks
 from docward.tuning.packing import Layout
@@ -20,6 +22,7 @@ Span = slice
 Parts = Iterator[tuple[Span, Span, bool]]
 Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 BLOCK = 256  # keys that `_by_products` takes at once where not all queries see all keys
+TOGETHER, LEAST = 512, 0.8  # documents of at most so many tokens, of this share of the longest's, attend in one call: one each costs more than it computes
 
 
 class Given(NamedTuple):
@@ -88,17 +91,51 @@ class FlashShared(torch.autograd.Function):
 
 
 def without_gradients(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scale: float) -> torch.Tensor:
-    """What `FlashShared` gives, as the evaluation reads documents: by plain products, in half precision faster on a CPU."""
-    out = torch.empty_like(query)
+    """What `FlashShared` gives, in half precision faster on a CPU.
+
+    Prefixes of like lengths are padded and go in one call; long ones, and branches, by plain products as the evaluation reads documents.
+    """
+    out, repeats = torch.empty_like(query), query.shape[1] // key.shape[1]
+    for spans in _alike([slice(start, start + prefix) for start, prefix, _ in layout.documents]):
+        if len(spans) > 1:
+            places, real = _padded(spans, query.device)
+            asked, keys, values = (states[0][:, places].transpose(0, 1) for states in (query, _repeated(key, repeats), _repeated(value, repeats)))
+            out[0][:, places[real]] = scaled_dot_product_attention(asked, keys, values, is_causal=True, scale=scale).transpose(0, 1)[:, real]
+        else:
+            head = spans[0]
+            out[:, :, head] = in_blocks(query[:, :, head], key[:, :, head], value[:, :, head], scale, None)
     for start, prefix, branches in layout.documents:
         head = slice(start, start + prefix)
-        out[:, :, head] = in_blocks(query[:, :, head], key[:, :, head], value[:, :, head], scale, None)
         for branch, own in branches:
             mine = slice(branch, branch + own)
             keys, values = (torch.cat([states[:, :, head], states[:, :, mine]], 2) for states in (key, value))
             unseen = torch.full((own, own), -torch.inf, dtype=query.dtype).triu_(1)
             out[:, :, mine] = in_blocks(query[:, :, mine], keys, values, scale, torch.cat([unseen.new_zeros(own, prefix), unseen], 1))
     return out
+
+
+def _alike(spans: Sequence[slice]) -> Iterator[list[slice]]:
+    """Spans, longest first, that waste little when they are padded to the longest of them; one of more than TOGETHER tokens by itself."""
+    some: list[slice] = []
+    for span in sorted(spans, key=lambda one: one.start - one.stop):
+        if some and (_length(some[0]) > TOGETHER or _length(span) < LEAST * _length(some[0])):
+            yield some
+            some = []
+        some.append(span)
+    if some:
+        yield some
+
+
+def _length(span: slice) -> int:
+    return int(span.stop - span.start)
+
+
+def _padded(spans: Sequence[slice], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each span, the longest first, the places of its tokens, (spans, longest), the last one again behind its end; and which of them are its own."""
+    steps = torch.arange(_length(spans[0]), device=device)
+    starts, stops = (torch.tensor(ends, device=device)[:, None] for ends in ([one.start for one in spans], [one.stop for one in spans]))
+    places = starts + steps
+    return torch.minimum(places, stops - 1), places < stops
 
 
 def _by_kernel(given: Given, parts: Parts) -> Found:
