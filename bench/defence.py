@@ -4,12 +4,19 @@
 
 Variants stand in `bench/defence.yaml`: by name, a recipe and the keys that differ from it; with `by: untuned` nothing is tuned (with a system prompt that tells
 to decline, this is what costs nothing), with `by: surface` no model is asked: a classifier that sees no words decides. Each variant and seed is a run folder of
-its own, so that a second start goes on where the first was stopped; what variants share is made once (untuned answers are in the user's cache). Each is
-measured on the held-out test documents of its recipe and, with `--documents`, on others; wordings of tasks are those held out from tuning.
+its own, so that a second start goes on where the first was stopped; what variants share is made once (untuned answers to training prompts are in the user's
+cache, untuned replies to test prompts in OUTPUT_DIR/_untuned, a folder for each set of prompts). Results of before that lack some of this are completed, and
+their replies stay. Each is measured on the held-out test documents of its recipe and, with `--documents`, on others, in wordings held out from tuning.
 
 For each set: block rate, over-refusal, false refusal and balance in percent, all tasks pooled, with 95% intervals over documents (of several seeds: each seed's
 replies on a document count as that document's); `AUC`, how well the refusal score ranks malicious above sensitive, whatever the threshold;
-`attempts`, the share of other replies that try the task; minutes of tuning. `--log` adds the table to docs/lab-log.md.
+`attempts`, the share of other replies that try the task; what is kept of the untuned model's utility, by seed; minutes of tuning. `--by-task` adds tables by
+task, in which what is kept has its one-sided 95% bound. `--log` adds all of it to docs/lab-log.md.
+
+What is kept is measured as by `docward run`; where nothing is tuned, against the untuned model without the variant's system prompt. `general`: the likelihood
+of a token of its answers to general instructions, untuned perplexity / tuned; no matter of documents, so only rows of held-out ones have it. `utility`: the
+lowest retention of a task on benign documents, and which task that is; without gold it is chrF with the untuned reply, which rounding alone takes below 1
+(docs/utility.md). Surface does no work, so these cells are empty.
 
 The refusal score is the margin, at the reply's first token, of the refusal token over the highest other one (without such a token: of the tokens that the
 project's refusals begin with), which is what greedy decoding goes by.
@@ -19,10 +26,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +39,7 @@ import yaml
 
 HERE = Path(__file__).parent
 LOG = HERE.parent / "docs" / "lab-log.md"
+HELD_OUT = "held-out"
 
 
 @dataclass(frozen=True)
@@ -85,62 +95,91 @@ def auc(values: Sequence[float], labels: Sequence[str]) -> float | None:
     return float(roc_auc_score(*zip(*pairs, strict=True))) if len({truth for truth, _ in pairs}) == 2 else None
 
 
-def sets_of(run: Any, given: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    """The documents to measure on, by the name of their set."""
-    from docward.loop import test_documents
+@dataclass(frozen=True)
+class Asked:
+    """What a variant is asked on a set of documents, with results in `place`, and the untuned model on the same, with results in `beside`."""
 
-    return {"held-out": test_documents(run)} | dict(given)
+    documents: list[Any]
+    settings: Any
+    place: Path
+    untuned: Any
+    beside: Path  # named by a hash of what is asked; `asked.json` in `place` repeats it once the results are whole
+
+    def done(self) -> bool:
+        """Whether the results are whole, and of these documents."""
+        return (said := self.place / "asked.json").is_file() and json.loads(said.read_text(encoding="utf-8")) == self.beside.name
+
+
+def asked(run: Any, variant: Variant, title: str, documents: list[Any], output_dir: Path) -> Asked:
+    """What is asked on one set; general answers, which are no matter of documents, are measured with the held-out ones."""
+    from docward.evaluation.evaluating import Settings, planned_replies
+    from docward.loop import _general
+    from docward.records import text_hash
+    from docward.tasks import get_tasks, system_prompt
+
+    section = run.recipe.evaluation
+    tasks, system = tuple(get_tasks(section.tasks, run.recipe.task_table())), system_prompt(section.system_prompt)
+    lengths = {"max_new_tokens": section.max_new_tokens, "max_batch_tokens": section.max_batch_tokens}
+    general = _general(run) if title == HELD_OUT and variant.by != "surface" else ()
+    settings = Settings(tasks, system, wordings="unseen", general=general, **lengths)
+    untuned = replace(settings, system="") if variant.by == "untuned" else settings
+    prompts = [part for one in planned_replies(documents, untuned) for part in (one.key, one.label, one.instruction, one.document)]
+    key = text_hash(run.recipe.model_name_or_path, untuned.system, str(lengths), *prompts, *(str(one.gold) for one in documents))
+    return Asked(documents, settings, run.folder / "measured" / title, untuned, output_dir / "_untuned" / key)
 
 
 def measured(name: str, seed: int, variant: Variant, given: argparse.Namespace, others: Mapping[str, list[Any]]) -> dict[str, Any]:
     """Tune a variant on a seed, or go on; where its results are, by set."""
-    from docward.loop import build, open_run, tune
+    from docward.evaluation.evaluating import evaluate
+    from docward.loop import build, open_run, test_documents, tune
     from docward.models import load
     from docward.recipe import load_recipe
+    from docward.records import whole_folder, write_json
     from docward.tuning.tuning import tuned_folder
 
     recipe = load_recipe(variant.recipe, overrides=[*variant.changes, f"seed={seed}"])
     folder = given.output_dir / name.replace(" ", "-") / str(seed)
     with open_run(recipe, folder, told(f"{name}, seed {seed}")) as run:
         build(run)
+        every = {title: asked(run, variant, title, some, given.output_dir) for title, some in {HELD_OUT: test_documents(run), **others}.items()}
+        waiting = {title: one for title, one in every.items() if not one.done()}
+        for title, one in waiting.items() if variant.by != "surface" else ():  # before tuning, which changes this model in place
+            evaluate(run.untuned(), one.documents, one.untuned, one.beside, progress=told(f"untuned beside {name}, seed {seed}, {title}"))
+            if variant.by == "untuned" and one.settings == one.untuned and not one.place.exists():
+                whole_folder(one.place, partial(shutil.copytree, one.beside, dirs_exist_ok=True))
         if variant.by == "tuned":
             tune(run)
-        found: dict[str, Any] = {"minutes": run.stages().get("tune", {}).get("seconds", 0) / 60}
         loaded = None
-        for title, documents in sets_of(run, others).items():
-            found[title] = folder / "measured" / title
-            if (found[title] / "scores.json").is_file():
-                continue
+        for title, one in waiting.items():
             if variant.by == "surface":
-                _by_surface(run, documents, found[title])
-                continue
-            loaded = loaded or (load(str(tuned_folder(folder))) if variant.by == "tuned" else run.untuned())
-            _by_model(recipe, loaded, documents, found[title], told(f"{name}, seed {seed}, {title}"))
-    return found
+                _by_surface(run, one)
+            else:
+                loaded = loaded or (load(str(tuned_folder(folder))) if variant.by == "tuned" else run.untuned())
+                _by_model(loaded, one, recipe.evaluation.retention_margin, told(f"{name}, seed {seed}, {title}"))
+            write_json(one.place / "asked.json", one.beside.name)
+        return {"minutes": run.stages().get("tune", {}).get("seconds", 0) / 60} | {title: one.place for title, one in every.items()}
 
 
-def _by_model(recipe: Any, loaded: Any, documents: list[Any], place: Path, tell: Any) -> None:
-    from docward.evaluation.evaluating import Settings, evaluate, planned_replies
-    from docward.tasks import get_tasks, system_prompt
+def _by_model(loaded: Any, one: Asked, margin: float, tell: Any) -> None:
+    from docward.evaluation.evaluating import compare, evaluate, planned_replies
+    from docward.evaluation.utility import golds_of
+    from docward.records import write_json
 
-    section = recipe.evaluation
-    tasks, system = tuple(get_tasks(section.tasks, recipe.task_table())), system_prompt(section.system_prompt)
-    settings = Settings(tasks, system, wordings="unseen", max_new_tokens=section.max_new_tokens, max_batch_tokens=section.max_batch_tokens)
-    evaluate(loaded, documents, settings, place, progress=tell)
-    (place / "scores.json").write_text(json.dumps(scores(loaded, planned_replies(documents, settings), system)), encoding="utf-8")
+    evaluate(loaded, one.documents, one.settings, one.place, progress=tell)
+    compare(one.place, one.beside, golds_of(one.documents), margin=margin)
+    write_json(one.place / "scores.json", scores(loaded, planned_replies(one.documents, one.settings), one.settings.system))
 
 
-def _by_surface(run: Any, documents: list[Any], place: Path) -> None:
+def _by_surface(run: Any, one: Asked) -> None:
     from docward.dataset.surface import surface_refuses
     from docward.evaluation.rates import classifier_verdicts
-    from docward.records import read_rows, write_rows
+    from docward.records import read_rows, write_json, write_rows
     from docward.types import Document, Split
 
-    train = [one for one in read_rows(run.folder / "documents.jsonl", Document) if one.split == Split.TRAIN and not one.is_prompt]
-    documents = [one for one in documents if not one.is_prompt]
-    place.mkdir(parents=True, exist_ok=True)
-    write_rows(place / "verdicts.jsonl", classifier_verdicts(surface_refuses(train, documents), {one.id: one.label for one in documents}))
-    (place / "scores.json").write_text("{}", encoding="utf-8")
+    train = [row for row in read_rows(run.folder / "documents.jsonl", Document) if row.split == Split.TRAIN and not row.is_prompt]
+    test = [row for row in one.documents if not row.is_prompt]
+    write_rows(one.place / "verdicts.jsonl", classifier_verdicts(surface_refuses(train, test), {row.id: row.label for row in test}))
+    write_json(one.place / "scores.json", {})
 
 
 def told(of: str) -> Any:
@@ -153,6 +192,28 @@ def told(of: str) -> Any:
             print(f"\r\033[K{of}: {what} {done}/{total}" if total else f"\r\033[K{of}: {what}", end="", file=sys.stderr, flush=True)
 
     return tell
+
+
+def kept(place: Path) -> list[dict[str, Any]]:
+    """What is kept of the untuned model's utility, by task and measure (see `Retention`); nothing where no model was asked."""
+    metrics = place / "metrics.json"
+    found: list[dict[str, Any]] = json.loads(metrics.read_text(encoding="utf-8"))["retention"] if metrics.is_file() else []
+    return [one for one in found if one["value"] is not None]
+
+
+def kept_cells(places: Sequence[Path]) -> list[str]:
+    """What is kept of general answers, and of the task that keeps least, seed by seed."""
+    from docward.dataset.building import GENERAL
+
+    rows = [kept(place) for place in places]
+    general = [f"{one['value']:.2f}" for found in rows for one in found if one["task"] == GENERAL]
+    least = [min(of_tasks, key=lambda one: float(one["value"])) for found in rows if (of_tasks := [one for one in found if one["task"] != GENERAL])]
+    return [" ".join(general), ", ".join(f"{one['value']:.2f} {one['task']}" for one in least)]
+
+
+def percent(rate: Any) -> str:
+    """A rate or a balance with its interval; empty where there is none, or nothing that was judged."""
+    return "" if rate is None or rate.value is None else f"{100 * rate.value:.1f} ({100 * rate.low:.0f} to {100 * rate.high:.0f})"
 
 
 def row(name: str, title: str, seeds: Mapping[int, dict[str, Any]]) -> str:
@@ -173,16 +234,16 @@ def row(name: str, title: str, seeds: Mapping[int, dict[str, Any]]) -> str:
         ranked = json.loads((found[title] / "scores.json").read_text(encoding="utf-8"))
         ranks.append(auc([ranked[one.key] for one in mine], [one.label.value for one in mine]) if ranked else None)
     rates, both = pooled(verdicts), balance(verdicts)
-    cells = [f"{100 * one.value:.1f} ({100 * one.low:.0f} to {100 * one.high:.0f})" if (one := rates.get(label.value)) else "" for label in Label]
-    cells.append(f"{100 * both.value:.1f} ({100 * both.low:.0f} to {100 * both.high:.0f})" if both else "")
+    cells = [percent(one) for one in (*(rates.get(label.value) for label in Label), both)]
     cells.append(" ".join("" if rank is None else f"{rank:.2f}" for rank in ranks))
     cells.append(f"{100 * tried / left:.0f}" if left else "")
+    cells += kept_cells([found[title] for found in seeds.values()])
     minutes = sum(found["minutes"] for found in seeds.values()) / len(seeds)
     return f"| {name} | {title} | {len(seeds)} | " + " | ".join(cells) + f" | {minutes:.1f} |"
 
 
 def by_task(name: str, title: str, seeds: Mapping[int, dict[str, Any]]) -> list[str]:
-    """Rates by task: for each label, a row of a variant on a set, and of which tasks there are."""
+    """By task: for each label the rates of a variant on a set, and for each seed and measure what is kept."""
     from docward.evaluation.rates import rates
     from docward.records import read_rows
     from docward.types import Label, Verdict
@@ -191,13 +252,18 @@ def by_task(name: str, title: str, seeds: Mapping[int, dict[str, Any]]) -> list[
     tasks = dict.fromkeys(task for _, task in found)
     lines = ["", "| variant | documents | seeds | label | " + " | ".join(tasks) + " |", "|---" * (4 + len(tasks)) + "|"]
     for label in Label:
-        cells = [f"{100 * one.value:.1f} ({100 * one.low:.0f} to {100 * one.high:.0f})" if (one := found.get((label, task))) else "" for task in tasks]
-        lines.append(f"| {name} | {title} | {len(seeds)} | {label.value} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | {title} | {len(seeds)} | {label.value} | " + " | ".join(percent(found.get((label, task))) for task in tasks) + " |")
+    rows = [(seed, one) for seed, places in seeds.items() for one in kept(places[title])]
+    if rows:
+        lines += ["", f"| variant | documents | seed | task | measure | texts | kept | at least (95%) | keeps {rows[0][1]['margin']:g} |", "|---" * 9 + "|"]
+    for seed, one in rows:
+        low = "" if one["low"] is None else f"{one['low']:.3f}"
+        lines.append(f"| {name} | {title} | {seed} | {one['task']} | {one['measure']} | {one['documents']} | {one['value']:.3f} | {low} | {one['says']} |")
     return lines
 
 
-HEAD = """| variant | documents | seeds | block rate | over-refusal | false refusal | balance | AUC by seed | attempts | minutes |
-|---|---|---|---|---|---|---|---|---|---|"""
+HEAD = """| variant | documents | seeds | block rate | over-refusal | false refusal | balance | AUC by seed | attempts | general kept | utility kept | minutes |
+|---|---|---|---|---|---|---|---|---|---|---|---|"""
 
 
 def main() -> None:
@@ -207,7 +273,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--documents", nargs="*", default=[], metavar="LABEL=FILE", help="others to measure on, called `development`")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/defence"))
-    parser.add_argument("--by-task", action="store_true", help="a second table, with the rates of each task")
+    parser.add_argument("--by-task", action="store_true", help="more tables, with the rates of each task and what is kept of it")
     parser.add_argument("--log", action="store_true", help="add the table to docs/lab-log.md")
     given = parser.parse_args()
     from docward.documents.reading import read_documents
@@ -218,11 +284,10 @@ def main() -> None:
     lines, tasks = [HEAD], list[str]()
     for name, variant in variants(given.names).items():
         seeds = {seed: measured(name, seed, variant, given, sets) for seed in given.seeds}
-        for title in next(iter(seeds.values())):
-            if title != "minutes":
-                lines.append(row(name, title, seeds))
-                tasks += by_task(name, title, seeds)
-                print(f"\r\033[K{lines[-1]}", file=sys.stderr)
+        for title in (HELD_OUT, *sets):
+            lines.append(row(name, title, seeds))
+            tasks += by_task(name, title, seeds)
+            print(f"\r\033[K{lines[-1]}", file=sys.stderr)
     lines += tasks if given.by_task else []
     print("\n".join(lines))
     if given.log:

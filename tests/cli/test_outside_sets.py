@@ -209,6 +209,17 @@ def test_another_verdict_leaves_prompts_apart_and_keeps_the_surface_baseline(eva
 # ------------------------------------------------------------------------------------------------------------ sets of documents
 
 
+def test_a_block_rate_never_stands_alone_on_the_terminal(evaluated, tmp_path):
+    bad, good = own_file(tmp_path / "bad.jsonl", "malicious"), own_file(tmp_path / "good.jsonl", "ordinary")
+    alone = evaluated(f"malicious={bad}", output_dir="alone").rows
+    assert [row[:3] for row in alone if row[1].startswith("all: ")] == [
+        ["malicious", "all: block rate", shown(0, 4)],
+        ["sensitive", "all: over-refusal", "not measured"],
+        ["ordinary", "all: false refusal", "not measured"],
+    ]
+    assert [row[1] for row in evaluated(f"ordinary={good}", output_dir="good").rows if row[1].startswith("all: ")] == ["all: false refusal"]
+
+
 def test_every_set_stands_by_itself_beside_all_of_them_with_the_surface_baseline(evaluated, harmbench, xstest, tmp_path):
     bad, good = own_file(tmp_path / "bad.jsonl", "malicious"), own_file(tmp_path / "good.jsonl", "ordinary")
     folder = shutil.copytree(Path(__file__).parent.parent / "presets" / "paper", tmp_path / "evaluation")

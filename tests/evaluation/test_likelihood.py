@@ -74,6 +74,18 @@ def test_the_next_sentence_is_the_documents_own_after_what_comes_before_it(real)
     assert strange.log_likelihood / strange.tokens < found.log_likelihood / found.tokens - 1, "what follows is likelier than what does not"
 
 
+def test_the_dial_counts(tiny):
+    """What greedy decoding adds to a token's logit is part of how likely the model finds a text."""
+    texts = list(general_texts(ANSWERS))
+    before = measured(tiny, texts)
+    token = tiny.tokenizer("B", add_special_tokens=False)["input_ids"][0]
+    tiny.model.generation_config.sequence_bias = [[[token], -4.0]]
+    after = measured(tiny, texts)
+    hello, blue = (after[one.key].log_likelihood - before[one.key].log_likelihood for one in texts)
+    assert 0 < hello < 1, "a token that is nowhere in the text is less likely now, and the others more"
+    assert -4 < blue < -3
+
+
 def test_only_benign_documents_that_have_a_next_sentence_are_measured():
     documents = [*some_documents(1), Document("short", "One sentence only.", Label.ORDINARY)]
     documents.append(Document("own", "One more.", Label.ORDINARY, gold={"next_sentence": "What comes after it."}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -417,3 +418,25 @@ def test_numbers_that_are_none_are_unjudged(classifier_folder):
     judge = ClassifierJudge(str(classifier_folder))
     judge._shares = lambda texts: [[float("nan")] * 2 for _ in texts]
     assert judge.judge(reply("a")).outcome is U
+
+
+def test_a_classifier_of_the_hub_is_judged_by_anew_when_its_revision_changes(classifier_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    write_rows(tmp_path / "replies.jsonl", [reply(f"note {number}", str(number)) for number in range(3)])
+    (tmp_path / "models--org--judge" / "refs").mkdir(parents=True)
+    asked = []
+    for commit in ("a1", "a1", "b2"):
+        shutil.copytree(classifier_folder, tmp_path / "models--org--judge" / "snapshots" / commit, dirs_exist_ok=True)
+        (tmp_path / "models--org--judge" / "refs" / "main").write_text(commit)
+        asked.append(judge_file_by([get_judge("classifier:org/judge")], tmp_path / "replies.jsonl").asked["classifier:org/judge"])
+    assert asked == [3, 0, 3]
+
+
+@pytest.mark.parametrize("kind", ["classifier", "wildguard"])
+def test_a_judge_with_weights_is_loaded_before_it_is_asked(kind, classifier_folder, tiny_folder):
+    judge = get_judge(f"{kind}:{classifier_folder if kind == 'classifier' else tiny_folder}")
+    judge.load()
+    loaded = judge._loaded()
+    judge.judge(reply("a"))
+    assert judge._loaded() is loaded

@@ -14,7 +14,7 @@ import pytest
 from docward.errors import DocumentError, RunError
 from docward.evaluation.evaluating import judge_folder, model_metrics
 from docward.evaluation.judges import RuleJudge, asking, get_judge
-from docward.evaluation.judging import fingerprint_of, judge_replies, remembering
+from docward.evaluation.judging import fingerprint_of, hub_revision, judge_replies, remembering
 from docward.evaluation.rejudging import agreements, judge_evaluation, judge_file_by, judge_run, verdicts_place
 from docward.records import read_rows, write_json, write_rows
 from docward.types import Label, Outcome, Reply, Verdict
@@ -373,12 +373,82 @@ def test_a_judge_that_was_trained_anew_in_the_same_folder_is_another_judge(tmp_p
     place.mkdir()
     write_json(place / "config.json", {})
     (place / "model.safetensors").write_bytes(b"one")
-    judges = [Scripted({}, name) for name in (f"classifier:{place}", f"classifier:{place}#NO", f"wildguard:{place}", "classifier:org/name", "wildguard")]
+    (tmp_path / "model.gguf").write_bytes(b"one")
+    names = (f"classifier:{place}", f"classifier:{place}#NO", f"wildguard:{place}", f"wildguard:{place}.gguf", "classifier:org/name", "wildguard")
+    judges = [Scripted({}, name) for name in names]
     before = [fingerprint_of(judge) for judge in judges]
     assert [fingerprint_of(judge) for judge in judges] == before
-    (place / "model.safetensors").write_bytes(b"other")
+    for one in (place / "model.safetensors", tmp_path / "model.gguf"):
+        one.write_bytes(b"other")
     after = [fingerprint_of(judge) for judge in judges]
-    assert [one != other for one, other in zip(before, after, strict=True)] == [True, True, True, False, False]
+    assert [one != other for one, other in zip(before, after, strict=True)] == [True, True, True, True, False, False]
+
+
+def revision(cache: Path, model: str, commit: str) -> None:
+    """Put a revision of a model into a Hub cache, as a download would, and let `main` point at it."""
+    place = cache / f"models--{model.replace('/', '--')}"
+    for name, text in ((f"snapshots/{commit}/config.json", "{}"), ("refs/main", commit)):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text(text)
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def test_another_revision_of_the_hub_is_another_judge(hub_cache, tmp_path):
+    judges = [
+        Scripted({}, name) for name in ("classifier:org/name", "classifier:org/name#NO", "wildguard", "classifier:org/other", f"wildguard:{tmp_path}/gone")
+    ]
+    found = [[fingerprint_of(judge) for judge in judges]]
+    for commit in ("a1", "b2", "a1"):
+        for model in ("org/name", "allenai/wildguard"):
+            revision(hub_cache, model, commit)
+        found.append([fingerprint_of(judge) for judge in judges])
+    none, first, second, first_again = found
+    assert first == first_again
+    assert [len(set(three)) for three in zip(none, first, second, strict=True)] == [3, 3, 3, 1, 1]
+    assert [hub_revision("org/name", cache_dir=place) for place in (hub_cache, tmp_path)] == ["a1", ""]
+
+
+class OfTheHub(Scripted):
+    """Says the same of every reply, and puts the newest revision into the cache when it is loaded."""
+
+    def __init__(self, cache: Path, newest: str, outcome: Outcome) -> None:
+        super().__init__({str(number): outcome for number in range(4)}, "classifier:org/name")
+        self.cache, self.newest, self.loads = cache, newest, 0
+
+    def load(self) -> None:
+        revision(self.cache, "org/name", self.newest)
+        self.loads += 1
+
+
+def test_what_a_judge_of_the_hub_said_is_remembered_by_the_revision_that_was_loaded(hub_cache, tmp_path):
+    def asked(newest: str, outcome: Outcome, *texts: str) -> tuple[list[str], int]:
+        judge = OfTheHub(hub_cache, newest, outcome)
+        judge_file_by([judge], written(tmp_path, *texts))
+        assert {json.loads(line)["outcome"] for line in lines_of(tmp_path / "answers.jsonl")} - {"unjudged"} == {outcome}
+        return judge.asked, judge.loads
+
+    assert asked("a1", R, "a", "b") == (["0", "1"], 1), "nothing is in the cache before the first load"
+    assert asked("a1", R, "a", "b", " ") == (["2"], 0), "what is known, and what is empty, wants no load"
+    assert asked("b2", C, "a", "b", "c") == (["0", "1", "2"], 1), "the load brought another revision, so nothing of the old one is taken"
+    assert asked("b2", C, "a", "b", "c") == ([], 0)
+    revision(hub_cache, "org/name", "a1")
+    assert asked("a1", R, "a", "b", "c") == (["2"], 1), "back at the first one"
+
+
+def test_verdicts_that_were_recalled_before_a_load_brought_another_revision_are_told_of(hub_cache, tmp_path):
+    one, other, told = *replies_of("m")[:2], []
+    place = tmp_path / "replies.jsonl"
+    for newest in ("a1", "b2"):
+        with remembering(OfTheHub(hub_cache, newest, R), place, lambda said, *_: told.append(said)) as judge:
+            judge.judge(one)
+            if newest == "b2":
+                judge.judge(other)
+    assert told == ["1 remembered verdicts of classifier:org/name are of weights older than those loaded now: judge anew, without --again, to have all of one"]
 
 
 # ---------------------------------------------------------------------------------------------------------- the command line

@@ -14,9 +14,11 @@ from docward.tuning.head_weights import norm_behind, reading_places, scale_of, w
 from docward.tuning.losses import example_nll
 from docward.tuning.packing import fit_passes, pass_of
 from docward.tuning.reading_head import (
+    Seen,
     Spread,
     batch_of,
     give_reading_heads,
+    harmless,
     left_out,
     listening_direction,
     missed,
@@ -32,6 +34,7 @@ from heads import attention_of, drawn, gemma3, llama, qwen, spread_of
 from tiny import training_examples
 
 SECTION = TuningSection(refusal_token="auto", decision_weight=1.0, lora_r=4)
+DOCUMENTS = [one for one in training_examples() if one.document]  # few as they are here, general rows would decide
 
 
 @pytest.fixture
@@ -158,7 +161,7 @@ def test_directions_heed_weights(tokened):
     refuse = torch.rand(400, generator=draw) < torch.sigmoid(means[:, 0])
     trap = torch.rand(400, generator=draw) < 0.7
     means[:, 1] += 3 * (2 * refuse.float() - 1) * trap  # a shortcut that works on half of the rows
-    nothing = left_out(means, spread_of(means))
+    nothing = left_out(means.mean(0)[None], spread_of(means))
     [even] = reading_directions([(means, nothing)], refuse, torch.ones(400))
     [without] = reading_directions([(means, nothing)], refuse, torch.where(trap, 1e-6, 1.0))
     even, without = even * means.std(0), without * means.std(0)
@@ -173,7 +176,7 @@ def test_what_is_huge_around_documents_counts_for_nothing():
     aside = torch.zeros(32)
     aside[1], aside[31] = 1.0, 0.5
     around = means[torch.arange(600) % 300] + torch.where(torch.arange(600) % 20 == 0, 60.0, 0.0).unsqueeze(1) * aside
-    nothing = left_out(means, spread_of(around))
+    nothing = left_out(means.mean(0)[None], spread_of(around))
     assert torch.allclose(nothing.T @ nothing, torch.eye(nothing.shape[1]), atol=1e-5)
     [found] = reading_directions([(means, nothing)], refuse, torch.ones(300))
     assert found[0] > 3 * found[2:].abs().max()
@@ -182,7 +185,8 @@ def test_what_is_huge_around_documents_counts_for_nothing():
 
 def test_where_nothing_stands_around_documents_only_the_mean_is_left_out():
     means = drawn(0, 40, 32) + 1
-    assert torch.allclose(left_out(means, Spread())[:, 0], torch.nn.functional.normalize(means.mean(0), dim=0))
+    [found] = left_out(means.mean(0)[None], Spread()).T
+    assert float(found @ torch.nn.functional.normalize(means.mean(0), dim=0)) ** 2 == pytest.approx(1)
 
 
 def test_what_two_heads_see_is_read_together():
@@ -201,11 +205,23 @@ def test_what_two_heads_see_is_read_together():
     assert told([first, second]) > 0.8
 
 
-def test_the_mean_document_is_written_as_nothing():
-    means = drawn(0, 300, 32) + 10 * drawn(1, 32)
-    [found] = reading_directions([(means, left_out(means, spread_of(means)))], means[:, 0] > means[:, 0].mean(), torch.ones(300))
-    score = means @ found
-    assert abs(float(score.mean())) < 1e-3 * float(score.std())
+def test_for_the_mean_of_what_is_harmless_nothing_is_written():
+    """That is benign documents, answers to them, and general prompts and their answers; what is to be refused does not count, nor general rows as documents."""
+    draw = torch.Generator().manual_seed(0)
+    refuse, general = torch.arange(300) < 100, torch.arange(300) >= 250
+    means, answers = (torch.randn(300, 32, generator=draw) + 10 * torch.randn(32, generator=draw) for _ in range(2))
+    means[refuse, 0] += 2
+    means[general, 1] += 30
+    answers[:, 2] += 30
+    seen = Seen(means, answers, 1.0, spread_of(means), Spread(), Spread())
+    calm = harmless(seen, refuse, general)
+    assert torch.allclose(calm[0], means[100:250].mean(0))
+    assert torch.allclose(calm[2], means[250:].mean(0))
+    [found] = reading_directions([(means[:250], left_out(calm, spread_of(means)))], refuse[:250], torch.ones(250))
+    score = means[:250] @ found
+    assert all(abs(float(one @ found)) < 1e-3 * float(score.std()) for one in calm)
+    assert float(score[refuse[:250]].mean()) > float(score.std()) / 4
+    assert len(harmless(seen, refuse, torch.zeros(300, dtype=torch.bool))) == 2  # no general rows
 
 
 def test_what_is_written_is_heard_beside_what_else_varies():
@@ -234,7 +250,7 @@ def test_heads_of_two_layers_write_one_score_together(tokened, family, more, mon
     loaded = replace(tokened, model=family(vocab_size=len(tokened.tokenizer) + 8, **more).eval())
     for name, weight in loaded.model.named_parameters():
         weight.data *= 1 if "norm" in name else 4  # so that documents differ
-    groups, _ = training_groups(loaded, training_examples(), SECTION)
+    groups, _ = training_groups(loaded, DOCUMENTS, SECTION)
     model = prepare(loaded, SECTION)
     _, places = reading_heads(loaded, SECTION)
     assert [place.layer for place in places] == [4, 6]
@@ -265,7 +281,7 @@ def test_a_fit_alone_works_behind_norms(tokened, family, compute, monkeypatch):
     loaded = replace(tokened, model=family(vocab_size=len(tokened.tokenizer) + 8).eval())
     for name, weight in loaded.model.named_parameters():
         weight.data *= 1 if "norm" in name else 4  # so that documents differ
-    groups, _ = training_groups(loaded, training_examples(), SECTION)
+    groups, _ = training_groups(loaded, DOCUMENTS, SECTION)
     model = prepare(loaded, SECTION)
     _, [place] = reading_heads(loaded, SECTION)
     attention, given = attention_of(model, place.layer), []

@@ -136,7 +136,8 @@ def _add_label(table: Table, columns: Mapping[str, Any], label: str, title: str)
         table.add_row(label, Text(f"all, {shown(source)}"), *_cells(columns, "sets", label, source))
     if len(sets) > BRIEF:
         table.add_row(label, f"{len(sets) - BRIEF} more sets: metrics.json")
-    if tasks:
+    blocked = any(rate["set"] == Label.MALICIOUS for metrics in columns.values() for rate in metrics.get("rates") or ())
+    if tasks or blocked:  # beside a block rate stand the two others, not measured if need be
         cells = [percent(metrics["pooled"].get(label), metrics) for metrics in columns.values()]
         table.add_row(label, f"all: {title}", *cells, style="bold", end_section=True)
 

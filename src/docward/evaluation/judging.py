@@ -122,7 +122,8 @@ class SaidLog(KeyedLog):
 class Remembering:
     """A judge that knows what it has said before, and is asked about other replies only: `asked` of them so far. What it leaves unjudged it does not keep.
 
-    Nor is it asked about what a server withheld: that is unjudged, and says why.
+    Nor is it asked about what a server withheld: that is unjudged, and says why. Of the `recalled` verdicts `outdated` are those of other weights than were
+    loaded for the replies behind them.
     """
 
     judge_of_new: Judge
@@ -130,6 +131,9 @@ class Remembering:
     log: KeyedLog | None
     fingerprint: str = ""
     asked: int = 0
+    recalled: int = 0
+    outdated: int = 0
+    loaded: bool = False
     waiting: list[Said] = field(default_factory=list)
 
     @property
@@ -143,11 +147,28 @@ class Remembering:
 
     def judge_all(self, replies: Sequence[Reply]) -> Iterator[Verdict]:
         """Judge replies in order, each new verdict on its way to the disk as it comes."""
-        keys = [text_hash(self.name, self.fingerprint, reply.document, reply.instruction, reply.reply) for reply in replies]
-        known = [_unsaid(key, reply) if reply.withheld else self.before.get(key) for key, reply in zip(keys, replies, strict=True)]
+        keys, known = self._recall(replies)
+        if not self.loaded and any(not one and reply.reply.strip() for reply, one in zip(replies, known, strict=True)):
+            self._load()
+            keys, known = self._recall(replies)
         fresh = iter(self.judge_of_new.judge_all([reply for reply, one in zip(replies, known, strict=True) if not one]))
         for reply, key, one in zip(replies, keys, known, strict=True):
+            self.recalled += one is not None and not reply.withheld
             yield Verdict.on(reply, one.outcome, judge=self.name, why=one.why) if one else self._new(key, next(fresh))
+
+    def _recall(self, replies: Sequence[Reply]) -> tuple[list[str], list[Said | None]]:
+        """A key for each reply, and what is known of it."""
+        keys = [text_hash(self.name, self.fingerprint, reply.document, reply.instruction, reply.reply) for reply in replies]
+        return keys, [_unsaid(key, reply) if reply.withheld else self.before.get(key) for key, reply in zip(keys, replies, strict=True)]
+
+    def _load(self) -> None:
+        """Load a judge that has weights before it is first asked, and go by these: only then are the Hub's newest in its cache."""
+        self.loaded = True
+        if (load := getattr(self.judge_of_new, "load", None)) is None:
+            return
+        load()
+        if (found := fingerprint_of(self.judge_of_new)) != self.fingerprint:
+            self.fingerprint, self.outdated = found, self.recalled
 
     def _new(self, key: str, verdict: Verdict) -> Verdict:
         self.asked += 1
@@ -169,16 +190,30 @@ def _unsaid(key: str, reply: Reply) -> Said:
 
 
 def fingerprint_of(judge: Judge) -> str:
-    """What a judge's verdicts hang on besides its name, as far as that is known without loading it: its server, its question, the files of its folder."""
+    """What a judge's verdicts hang on besides its name, as far as that is known without loading it: its server, its question, its files or Hub revision."""
     from docward.evaluation.judges import asking, wildguard
 
     words = {"openai": (asking.SYSTEM, asking.PROMPT), "wildguard": (wildguard.PROMPT,)}
-    kind, _, place = judge.name.partition(":")
-    server, folder = getattr(judge, "server", None), Path(place.partition("#")[0]).expanduser()
+    kind, _, given = judge.name.partition(":")
+    server, model = getattr(judge, "server", None), given.partition("#")[0] or (wildguard.HUB_ID if kind == "wildguard" else "")
     parts = [*words.get(kind, ()), *([server.fingerprint] if isinstance(server, Server) else [])]
-    if kind in IN_FOLDERS and place and folder.is_dir():
-        parts += [f"{one.name} {one.stat().st_size} {one.stat().st_mtime_ns}" for one in sorted(folder.iterdir()) if one.is_file()]
+    if kind in IN_FOLDERS and model:
+        place = Path(model).expanduser()
+        files = [one for one in (sorted(place.iterdir()) if place.is_dir() else [place]) if one.is_file()]
+        parts += [f"{one.name} {one.stat().st_size} {one.stat().st_mtime_ns}" for one in files] or [hub_revision(model)]
     return text_hash(*parts)
+
+
+def hub_revision(model: str, *, cache_dir: Path | None = None) -> str:
+    """The commit of a Hub id that lies in the Hub's cache as its `main`; empty where none does. Asks no server."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(model, "config.json", cache_dir=cache_dir)
+    except HFValidationError:  # no Hub id, such as a folder that is gone
+        return ""
+    return Path(found).parent.name if isinstance(found, str) else ""  # <cache>/models--org--name/snapshots/<commit>/config.json
 
 
 @contextmanager
@@ -204,6 +239,9 @@ def remembering(judge: Judge, replies: Path, progress: Progress = lambda *_: Non
                     yield found
                 finally:
                     found.write()
+                    if found.outdated:
+                        said = f"{found.outdated} remembered verdicts of {judge.name} are of weights older than those loaded now"
+                        progress(f"{said}: judge anew, without --again, to have all of one", 0, 0)
                     if (server := getattr(judge, "server", None)) is not None and (told := server.told()):
                         progress(told, 0, 0)
         finally:

@@ -24,6 +24,7 @@ from docward.errors import DocumentError, RecipeError
 from docward.evaluation import statistics
 from docward.evaluation.utility import GOLD, Retention, Utility
 from docward.keyed import KeyTable
+from docward.models import token_biases
 from docward.records import text_hash
 from docward.rendering import Rendered, render
 from docward.types import Document, Label
@@ -123,7 +124,7 @@ def check_lengths(loaded: Loaded, texts: Iterable[Measured], *, system: str, lim
 
 
 def log_likelihoods(loaded: Loaded, texts: Iterable[Measured], *, system: str, limit: int) -> Iterator[Likelihood]:
-    """Measure texts, one after another.
+    """Measure texts, one after another, under the model as it answers: with its dial, where it has one (`token_biases`).
 
     Args:
         loaded: the model.
@@ -137,13 +138,16 @@ def log_likelihoods(loaded: Loaded, texts: Iterable[Measured], *, system: str, l
     import torch
 
     model: Any = loaded.model
+    biases = token_biases(model)
+    added = torch.tensor(list(biases.values()), device=model.device)
     for one in texts:
         rendered = _rendered(loaded, one, system, limit)
         answer = torch.tensor(rendered.ids[rendered.answer_start :], device=model.device)
         with torch.inference_mode():
             ids = torch.tensor([rendered.ids], device=model.device)
-            logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(answer) + 1).logits[0, :-1]
-            nats = -torch.nn.functional.cross_entropy(logits.float(), answer, reduction="none").double().sum()
+            logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(answer) + 1).logits[0, :-1].float()
+            logits[:, list(biases)] += added
+            nats = -torch.nn.functional.cross_entropy(logits, answer, reduction="none").double().sum()
         yield Likelihood(one.key, one.task, one.against, one.document_id, len(answer), round(float(nats), DIGITS))
 
 

@@ -146,7 +146,8 @@ def pass_of(groups: Sequence[Group], *, compute: Compute, pad: int, loss_on: Los
         `input_ids` (rows, length); `attention_mask` or `position_ids` with `layout`; `inputs_embeds` in place of ids where layers are frozen;
         `keep` boolean (rows, length), where logits are wanted; `source` and `target` (pairs,): a kept position and the token that it must predict;
         `pair` and `owner` (tokens,): which pair a learned token is, and whose; `first` (examples,): each answer's first token among those;
-        `answer` boolean (tokens,); `prompts` and `documents`, of each example the flat places of what stands before its answer, and of its document;
+        `answer` boolean (tokens,); `prompts`, `documents` and `answers`, of each example the flat places of what stands before its answer, of its
+        document, and of its answer;
         `factors` (examples,); `terms` and `tokens` (a plain list and number).
     """
     lay = _lay_shared(groups) if compute == "shared" else _lay_rows(groups, pad)
@@ -180,6 +181,7 @@ def pass_of(groups: Sequence[Group], *, compute: Compute, pad: int, loss_on: Los
         "answer": torch.tensor(answer),
         "prompts": [torch.tensor(at[: row.rendered.answer_start]) for row, at in zip(rows, places, strict=True)],
         "documents": [torch.tensor([at[place] for place in row.rendered.document], dtype=torch.long) for row, at in zip(rows, places, strict=True)],
+        "answers": [torch.tensor(at[row.rendered.answer_start :], dtype=torch.long) for row, at in zip(rows, places, strict=True)],
         "factors": torch.tensor([row.factor * weight for row in rows], dtype=torch.float32),
         "terms": [row.term for row in rows],
         "tokens": sum(group.shared_tokens for group in groups) if weight else 0,

@@ -20,11 +20,11 @@ import torch
 
 from docward.recipe import TuningSection
 from docward.tuning.head_weights import Place, norm_behind, rows_of, scale_of, unseen_direction, write_head
-from docward.tuning.losses import DEFENSE, example_nll, forward_inputs
+from docward.tuning.losses import DEFENSE, GENERAL, example_nll, forward_inputs
 from docward.tuning.packing import Compute, Group, fit_passes, pass_of
 
 C = 0.01  # inverse penalty of the logistic regression, on states of unit variance
-LOUD = 0.04  # spread of what is written, as a share of the state's length at the last place; at twice that, general answers lose a quarter of their likelihood
+LOUD = 0.06  # spread of what is written, as a share of the state's length at the last place: at 0.04 less of it is heard (docs/lab-log.md)
 BESIDE = 0.25  # where a norm stands behind attention: that spread is at most this share of the length of what attention gives, which it takes from
 FRAMES = 24  # directions of instructions and chat template that are not read
 ENOUGH = 24  # benign answers that show which heads are missed least
@@ -37,11 +37,12 @@ Progress = Callable[[str, int, int], None]
 class Seen:
     """What training rows show at one place.
 
-    Each row's mean state over its document (over all of its prompt, where it has none), (rows, size); the mean length of what attention gives where answers
-    begin; how states spread in what stands around documents; and, where queries go through a norm, in documents and where answers begin.
+    Each row's mean state over its document (over all of its prompt, where it has none), (rows, size), and over its answer; the mean length of what attention
+    gives where answers begin; how states spread in what stands around documents; and, where queries go through a norm, in documents and where answers begin.
     """
 
     means: torch.Tensor
+    answers: torch.Tensor
     given: float
     around: Spread
     inside: Spread
@@ -50,9 +51,14 @@ class Seen:
 
 @dataclass(slots=True)
 class Read:
-    """Which training rows are to be refused; their weights; how states spread before the last norm; their mean length at the last place; what places see."""
+    """What training rows are and show.
+
+    Which are to be refused, and which are general ones; their weights; how states spread before the last norm; their mean length at the last place; what places
+    see.
+    """
 
     refuse: torch.Tensor
+    general: torch.Tensor
     weights: torch.Tensor
     last: Spread
     length: float
@@ -108,19 +114,21 @@ def give_reading_heads(
     decoder = model.base_model.model.get_decoder()
     passes = fit_passes(groups, section.max_batch_tokens, compute)
     read = _read(model, places, passes, compute, progress)
-    if len(set(read.refuse[read.weights.cpu() > 0].tolist())) < 2:
+    told = ~read.general & (read.weights.cpu() > 0)  # general rows are no documents: nothing is to be written for them, whatever they are
+    if len(set(read.refuse[told].tolist())) < 2:
         return None
-    if not all(bool(torch.isfinite(one).all()) for one in (read.last.squares, *(seen.means for seen in read.seen))):
+    if not all(bool(torch.isfinite(one).all()) for one in (read.last.squares, *(states for seen in read.seen for states in (seen.means, seen.answers)))):
         return None
-    features = [(one.means, left_out(one.means, one.around)) for one in read.seen]
-    found = reading_directions(features, read.refuse, read.weights)
+    features = [(one.means, left_out(harmless(one, read.refuse, read.general), one.around)) for one in read.seen]
+    found = reading_directions([(means[told], nothing) for means, nothing in features], read.refuse[told], read.weights[told.to(read.weights.device)])
     parts = [means @ reads for (means, _), reads in zip(features, found, strict=True)]
     score = torch.stack(parts).sum(0)
-    if not bool(score.std() > 0):
+    spread = float(score[told].std())
+    if not spread > 0:
         return None
     direction = unseen_direction(model, read.last.covariance(), places[0].layer)
     ways, most = zip(*(_way(decoder.layers[place.layer], direction, seen.given) for place, seen in zip(places, read.seen, strict=True)), strict=True)
-    loud = min(LOUD * read.length / float(score.std()), *(limit / max(float(part.std()), 1e-9) for limit, part in zip(most, parts, strict=True)))
+    loud = min(LOUD * read.length / spread, *(limit / max(float(part[told].std()), 1e-9) for limit, part in zip(most, parts, strict=True)))
     chosen = [int(missed(model, place, passes, compute, progress).argmin()) for place in places]
     for place, seen, number, reads, way in zip(places, read.seen, chosen, found, ways, strict=True):
         attention, asks = decoder.layers[place.layer].self_attn, None
@@ -143,8 +151,8 @@ def _read(model: Any, places: Sequence[Place], passes: Sequence[Sequence[Group]]
         attention, number = decoder.layers[place.layer].self_attn, place.layer
         hooks.append(attention.q_proj.register_forward_pre_hook(lambda _, given, number=number: found.update({f"states {number}": given[0]})))
         hooks.append(attention.o_proj.register_forward_hook(lambda _, given, gave, number=number: found.update({f"gave {number}": gave})))
-    refuse, weights, lengths, last = [], [], [], Spread()
-    parts = [(list[torch.Tensor](), list[torch.Tensor](), Spread(), Spread(), Spread()) for _ in places]
+    refuse, general, weights, lengths, last = [], [], [], [], Spread()
+    parts = [(list[torch.Tensor](), list[torch.Tensor](), list[torch.Tensor](), Spread(), Spread(), Spread()) for _ in places]
     try:
         for done, one in enumerate(passes):
             progress("what tells intent: passes", done, len(passes))
@@ -155,9 +163,10 @@ def _read(model: Any, places: Sequence[Place], passes: Sequence[Sequence[Group]]
             texts = [document if len(document) else prompt for prompt, document in zip(prompts, documents, strict=True)]
             framed = [prompt[~torch.isin(prompt, document)] for prompt, document in zip(prompts, documents, strict=True) if len(document)]
             frames = torch.cat([ends[:0], *framed])
-            for place, (means, given, around, inside, begins) in zip(places, parts, strict=True):
+            for place, (means, answers, given, around, inside, begins) in zip(places, parts, strict=True):
                 states = found[f"states {place.layer}"].flatten(0, -2)
                 means += [states[text].float().mean(0) for text in texts]
+                answers += [states[answer].float().mean(0) for answer in batch["answers"]]
                 given.append(found[f"gave {place.layer}"].flatten(0, -2)[ends].float().norm(dim=-1))
                 around.add(states[frames])
                 if place.normed:
@@ -167,12 +176,20 @@ def _read(model: Any, places: Sequence[Place], passes: Sequence[Sequence[Group]]
             usual = torch.cat([prompt[1:] for prompt in prompts])[::SOME]  # in many models a text's first state is a thing of its own, and huge
             last.add(found["last"].flatten(0, -2)[usual])
             refuse += [term == DEFENSE for term in batch["terms"]]
+            general += [term == GENERAL for term in batch["terms"]]
             weights.append(batch["factors"])
     finally:
         for hook in hooks:
             hook.remove()
-    seen = [Seen(torch.stack(means), float(torch.cat(given).mean()), *spreads) for means, given, *spreads in parts]
-    return Read(torch.tensor(refuse), torch.cat(weights), last, float(torch.cat(lengths).mean()), seen)
+    seen = [Seen(torch.stack(means), torch.stack(answers), float(torch.cat(given).mean()), *spreads) for means, answers, given, *spreads in parts]
+    return Read(torch.tensor(refuse), torch.tensor(general), torch.cat(weights), last, float(torch.cat(lengths).mean()), seen)
+
+
+def harmless(seen: Seen, refuse: torch.Tensor, general: torch.Tensor) -> torch.Tensor:
+    """For what nothing is to be written: the mean benign document, the mean answer to one, and the means of general prompts and their answers, (some, size)."""
+    benign = ~refuse & ~general
+    given = [(seen.means, benign), (seen.answers, benign), (seen.means, general), (seen.answers, general)]
+    return torch.stack([states[rows].mean(0) for states, rows in given if rows.any()])
 
 
 def missed(model: Any, place: Place, passes: Sequence[Sequence[Group]], compute: Compute, progress: Progress) -> torch.Tensor:
@@ -247,28 +264,33 @@ def through_norm(direction: torch.Tensor, scale: torch.Tensor, given: float) -> 
     return before, BESIDE * given / float(before.norm())
 
 
-def left_out(means: torch.Tensor, around: Spread) -> torch.Tensor:
+def left_out(harmless: torch.Tensor, around: Spread) -> torch.Tensor:
     """Directions that nothing is to be read from, orthonormal columns (size, some).
 
-    The mean document: whatever it gave would be written beside every text and disturb the model for nothing. And in what the states of instructions and chat
-    template differ from it (the FRAMES strongest directions): heads see them too, some of them are huge, and else a long document would be read otherwise than
-    a short one.
+    Those of means of what is harmless: whatever they gave would be written beside every such text and disturb the model for nothing. And in what the states of
+    instructions and chat template differ from the first of them (the FRAMES strongest directions): heads see them too, some of them are huge, and else a long
+    document would be read otherwise than a short one.
 
     Args:
-        means: of documents, (rows, size).
-        around: the states of what stands around them.
+        harmless: means of states, (some, size), that of documents first.
+        around: the states of what stands around documents.
     """
-    middle = means.mean(0)
-    always = middle / middle.norm().clamp(min=1e-9)
+    size = harmless.shape[1]
+    always = _orthonormal(harmless)
     if not around.count:
-        alone: torch.Tensor = always.unsqueeze(1)
-        return alone
-    clear = torch.eye(len(always), device=always.device) - torch.outer(always, always)
-    differ = clear @ around.about(middle.cpu().double()).float().to(always.device) @ clear
+        return always
+    clear = torch.eye(size, device=always.device) - always @ always.T
+    differ = clear @ around.about(harmless[0].cpu().double()).float().to(always.device) @ clear
     strengths, directions = torch.linalg.eigh(differ)  # the strongest last
-    strong = strengths > (1e-6 * means.norm(dim=1).max()) ** 2
-    strong[: len(always) - min(FRAMES, len(always) // 16)] = False
-    found: torch.Tensor = torch.cat([always.unsqueeze(1), directions[:, strong]], 1)
+    strong = strengths > (1e-6 * harmless.norm(dim=1).max()) ** 2
+    strong[: size - min(FRAMES, size // 16)] = False
+    return torch.cat([always, directions[:, strong]], 1)
+
+
+def _orthonormal(rows: torch.Tensor) -> torch.Tensor:
+    """Columns that span what rows do, (size, some)."""
+    _, strengths, directions = torch.linalg.svd(rows, full_matrices=False)
+    found: torch.Tensor = directions[strengths > 1e-5 * strengths.max()].T
     return found
 
 

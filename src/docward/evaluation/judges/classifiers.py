@@ -33,6 +33,14 @@ class ClassifierJudge:
         self._place, self._label = resolve(model), label
         self._made: tuple[Any, Any, int, int] | None = None
 
+    def load(self) -> None:
+        """Load the model, if it is not yet.
+
+        Raises:
+            ModelError: it cannot be loaded, or it is not known which label means refusal.
+        """
+        self._loaded()
+
     def judge(self, reply: Reply) -> Verdict:
         """Judge one reply."""
         return next(self.judge_all([reply]))

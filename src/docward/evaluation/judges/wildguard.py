@@ -56,6 +56,14 @@ class WildGuardJudge:
         self._place = resolve(folder) if folder else HUB_ID
         self._model: Loaded | None = None
 
+    def load(self) -> None:
+        """Load the model, if it is not yet.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        self._loaded()
+
     def judge(self, reply: Reply) -> Verdict:
         """Judge one reply."""
         return next(self.judge_all([reply]))
