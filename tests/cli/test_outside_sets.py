@@ -213,7 +213,7 @@ def test_a_block_rate_never_stands_alone_on_the_terminal(evaluated, tmp_path):
     bad, good = own_file(tmp_path / "bad.jsonl", "malicious"), own_file(tmp_path / "good.jsonl", "ordinary")
     alone = evaluated(f"malicious={bad}", output_dir="alone").rows
     assert [row[:3] for row in alone if row[1].startswith("all: ")] == [
-        ["malicious", "all: block rate", shown(0, 4)],
+        ["malicious", "all: block rate", f"{shown(0, 4)}, 4 no attempt"],
         ["sensitive", "all: over-refusal", "not measured"],
         ["ordinary", "all: false refusal", "not measured"],
     ]

@@ -414,7 +414,7 @@ def test_another_revision_of_the_hub_is_another_judge(hub_cache, tmp_path):
 
 
 class OfTheHub(Scripted):
-    """Says the same of every reply, and puts the newest revision into the cache when it is loaded."""
+    """Says the same of the replies 0 to 3, and puts the newest revision into the cache when it is loaded."""
 
     def __init__(self, cache: Path, newest: str, outcome: Outcome) -> None:
         super().__init__({str(number): outcome for number in range(4)}, "classifier:org/name")
@@ -441,7 +441,8 @@ def test_what_a_judge_of_the_hub_said_is_remembered_by_the_revision_that_was_loa
 
 
 def test_verdicts_that_were_recalled_before_a_load_brought_another_revision_are_told_of(hub_cache, tmp_path):
-    one, other, told = *replies_of("m")[:2], []
+    one, other = (replace(reply, key=str(number)) for number, reply in enumerate(replies_of("m")[:2]))
+    told: list[str] = []
     place = tmp_path / "replies.jsonl"
     for newest in ("a1", "b2"):
         with remembering(OfTheHub(hub_cache, newest, R), place, lambda said, *_: told.append(said)) as judge:
