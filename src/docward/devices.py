@@ -5,8 +5,6 @@ In: nothing, this machine is looked at. Out: the name of a device, and a dtype.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -15,7 +13,6 @@ from docward import processes
 if TYPE_CHECKING:
     import torch
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # glibc's numbers of these options, malloc.h
 PROBES = 15  # turns of a matrix product of each kind
 
 
@@ -56,14 +53,3 @@ def bf16_speedup() -> float:
     single, half = operands(torch.float32), operands(torch.bfloat16)
     turns = [(seconds(*single), seconds(*half)) for _ in range(PROBES)]
     return min(one for one, _ in turns) / min(other for _, other in turns)
-
-
-def keep_memory() -> None:
-    """Let the C library keep memory that tensors on a CPU give back, for those to come, instead of fetching it from the system again, page by page (glibc).
-
-    Of 32 MiB at most each, and 256 in all: more gains nothing and adds to the peak.
-    """
-    if sys.platform != "linux" or not hasattr(library := ctypes.CDLL(None), "mallopt"):
-        return
-    library.mallopt(MMAP_THRESHOLD, 32 << 20)
-    library.mallopt(TRIM_THRESHOLD, 256 << 20)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from docward.devices import best_device, default_dtype, keep_memory
+from docward.devices import best_device, default_dtype
 from docward.errors import ModelError, StorageError
 from docward.records import file_hash, text_hash, whole_folder
 
@@ -244,9 +244,7 @@ def load(name: str, *, adapter: str | Path | None = None, device: str | None = N
     if adapter is None and is_adapter(name):
         adapter = Path(name).expanduser()
         name = _base_of(adapter)
-    if (device := device or best_device()) == "cpu":
-        keep_memory()
-    model, tokenizer = _load_base(name, device=device, dtype=dtype, bits=bits)
+    model, tokenizer = _load_base(name, device=device or best_device(), dtype=dtype, bits=bits)
     fingerprint = _fingerprint(model)
     if adapter is not None:
         model, fingerprint = _with_adapter(model, Path(adapter), fingerprint)
