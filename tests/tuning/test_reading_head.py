@@ -11,7 +11,7 @@ from docward.recipe import TuningSection
 from docward.tuning import reading_head
 from docward.tuning.adapters import prepare, reading_heads
 from docward.tuning.head_weights import norm_behind, reading_places, scale_of, write_head
-from docward.tuning.losses import example_nll
+from docward.tuning.losses import GENERAL, example_nll
 from docward.tuning.packing import fit_passes, pass_of
 from docward.tuning.reading_head import (
     Seen,
@@ -222,6 +222,32 @@ def test_for_the_mean_of_what_is_harmless_nothing_is_written():
     assert all(abs(float(one @ found)) < 1e-3 * float(score.std()) for one in calm)
     assert float(score[refuse[:250]].mean()) > float(score.std()) / 4
     assert len(harmless(seen, refuse, torch.zeros(300, dtype=torch.bool))) == 2  # no general rows
+
+
+def test_general_rows_are_no_documents_and_nothing_is_written_for_their_mean(tokened, monkeypatch):
+    loaded = replace(tokened, model=llama(vocab_size=len(tokened.tokenizer) + 8).eval())
+    groups, _ = training_groups(loaded, training_examples(), SECTION)
+    general = [group for group in groups if group.rows[0].term == GENERAL]
+    model = prepare(loaded, SECTION)
+    _, places = reading_heads(loaded, SECTION)
+    entered, fitted, seen = [], [], []
+    hook = attention_of(model, places[-1].layer).q_proj.register_forward_pre_hook(lambda _, given: entered.append(given[0]))
+    batch = pass_of(general, compute="rows", pad=0)
+    with torch.no_grad():
+        example_nll(model, batch)
+    hook.remove()
+    monkeypatch.setattr(reading_head, "reading_directions", lambda *given: fitted.append(given) or reading_directions(*given))
+    monkeypatch.setattr(reading_head, "harmless", lambda *given: seen.append(given) or harmless(*given))
+    scores = give_reading_heads(model, places, groups, SECTION, "rows")
+    [(_, refuse, _)] = fitted
+    assert len(refuse) == sum(len(group.rows) for group in groups) - len(general)
+    written = torch.cat([scores[id(group)] for group in general])
+    assert len(written) > 1
+    assert abs(float(written.mean())) < 1e-3 * float(written.std())
+    last, _, which = seen[-1]
+    answers = torch.stack([entered[0].flatten(0, -2)[place].mean(0) for place in batch["answers"]])
+    assert [len(place) for place in batch["answers"]] == [len(row.rendered.ids) - row.rendered.answer_start for group in general for row in group.rows]
+    torch.testing.assert_close(last.answers[which].sort(0).values, answers.sort(0).values, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_written_is_heard_beside_what_else_varies():

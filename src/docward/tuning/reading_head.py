@@ -120,7 +120,7 @@ def give_reading_heads(
     if not all(bool(torch.isfinite(one).all()) for one in (read.last.squares, *(states for seen in read.seen for states in (seen.means, seen.answers)))):
         return None
     features = [(one.means, left_out(harmless(one, read.refuse, read.general), one.around)) for one in read.seen]
-    found = reading_directions([(means[told], nothing) for means, nothing in features], read.refuse[told], read.weights[told.to(read.weights.device)])
+    found = reading_directions([(means[told], nothing) for means, nothing in features], read.refuse[told], read.weights[told])
     parts = [means @ reads for (means, _), reads in zip(features, found, strict=True)]
     score = torch.stack(parts).sum(0)
     spread = float(score[told].std())
@@ -264,7 +264,7 @@ def through_norm(direction: torch.Tensor, scale: torch.Tensor, given: float) -> 
     return before, BESIDE * given / float(before.norm())
 
 
-def left_out(harmless: torch.Tensor, around: Spread) -> torch.Tensor:
+def left_out(means: torch.Tensor, around: Spread) -> torch.Tensor:
     """Directions that nothing is to be read from, orthonormal columns (size, some).
 
     Those of means of what is harmless: whatever they gave would be written beside every such text and disturb the model for nothing. And in what the states of
@@ -272,17 +272,17 @@ def left_out(harmless: torch.Tensor, around: Spread) -> torch.Tensor:
     document would be read otherwise than a short one.
 
     Args:
-        harmless: means of states, (some, size), that of documents first.
+        means: of states of what is harmless, (some, size), that of documents first.
         around: the states of what stands around documents.
     """
-    size = harmless.shape[1]
-    always = _orthonormal(harmless)
+    size = means.shape[1]
+    always = _orthonormal(means)
     if not around.count:
         return always
     clear = torch.eye(size, device=always.device) - always @ always.T
-    differ = clear @ around.about(harmless[0].cpu().double()).float().to(always.device) @ clear
+    differ = clear @ around.about(means[0].cpu().double()).float().to(always.device) @ clear
     strengths, directions = torch.linalg.eigh(differ)  # the strongest last
-    strong = strengths > (1e-6 * harmless.norm(dim=1).max()) ** 2
+    strong = strengths > (1e-6 * means.norm(dim=1).max()) ** 2
     strong[: size - min(FRAMES, size // 16)] = False
     return torch.cat([always, directions[:, strong]], 1)
 
