@@ -63,7 +63,7 @@ def test_the_fit_is_that_of_scikit_learn():
     refuse = (states[:, 0] + 0.5 * torch.randn(300, generator=draw)) > 0.8
     states = torch.cat([states, torch.ones(300, 1)], 1) * torch.tensor([1.0, 1, 1, 1, 1, 1, 1])
     states[:, 6] += 1e-3 * torch.randn(300, generator=draw)
-    found = logistic_row(states, torch.zeros(300), refuse, torch.zeros(7), torch.eye(7), torch.ones(300))
+    found = logistic_row(states, torch.zeros(300), refuse, torch.zeros(7), torch.ones(300))
     peer = LogisticRegression(C=1 / RIDGE, fit_intercept=False, class_weight="balanced", tol=1e-8, max_iter=1000).fit(
         states / states.std(0, correction=0), refuse
     )
@@ -71,12 +71,13 @@ def test_the_fit_is_that_of_scikit_learn():
 
 
 def test_what_the_other_tokens_do_by_chance_decides_little(monkeypatch):
+    monkeypatch.setattr(refusal_row, "RIDGE", 100.0)
     draw = torch.Generator().manual_seed(3)
     states, others = torch.randn(400, 1, generator=draw), 3 * torch.randn(400, generator=draw)
     refuse = (states[:, 0] + 0.5 * torch.randn(400, generator=draw)) > 0
 
     def ranked():
-        score = states @ logistic_row(states, others, refuse, torch.zeros(1), torch.eye(1), torch.ones(400)) - others
+        score = states @ logistic_row(states, others, refuse, torch.zeros(1), torch.ones(400)) - others
         return float((score[refuse].unsqueeze(1) > score[~refuse]).float().mean())
 
     loud = ranked()
@@ -84,24 +85,26 @@ def test_what_the_other_tokens_do_by_chance_decides_little(monkeypatch):
     assert loud > ranked() + 0.1
 
 
-def test_the_fit_heeds_weights_and_keeps_to_the_directions_it_is_given():
+def test_the_fit_heeds_weights_and_is_drawn_to_where_it_begins(monkeypatch):
     draw = torch.Generator().manual_seed(2)
     states, weights = torch.randn(200, 3, generator=draw), torch.rand(200, generator=draw) + 0.1
     refuse = (states[:, 0] + torch.randn(200, generator=draw)) > 0.5
-    along = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])
-    found = logistic_row(states, torch.zeros(200), refuse, torch.tensor([0.0, 0.0, 2.0]), along, weights)
-    assert found[2] - 2 == pytest.approx(found[1].item(), abs=1e-6)
+    start = torch.tensor([0.0, 0.0, 2.0])
+    monkeypatch.setattr(refusal_row, "RIDGE", 1e9)
+    assert torch.allclose(logistic_row(states, torch.zeros(200), refuse, start, weights), start, atol=1e-3)
+    monkeypatch.setattr(refusal_row, "RIDGE", 1.0)
     doubled = torch.cat([states, states[:50]])
     twice = [torch.cat([weights, weights[:50]]), torch.cat([weights[:50] * 2, weights[50:]])]
     both = (
-        logistic_row(doubled, torch.zeros(250), torch.cat([refuse, refuse[:50]]), torch.zeros(3), torch.eye(3)[:2], twice[0]),
-        logistic_row(states, torch.zeros(200), refuse, torch.zeros(3), torch.eye(3)[:2], twice[1]),
+        logistic_row(doubled, torch.zeros(250), torch.cat([refuse, refuse[:50]]), torch.zeros(3), twice[0]),
+        logistic_row(states, torch.zeros(200), refuse, torch.zeros(3), twice[1]),
     )
     assert torch.allclose(*both, atol=0.02 * HEAT)
-    assert not torch.allclose(both[1], logistic_row(states, torch.zeros(200), refuse, torch.zeros(3), torch.eye(3)[:2], torch.ones(200)), atol=0.02 * HEAT)
+    assert not torch.allclose(both[1], logistic_row(states, torch.zeros(200), refuse, torch.zeros(3), torch.ones(200)), atol=0.02 * HEAT)
 
 
-def test_later_places_do_not_shift_where_refusals_begin():
+def test_later_places_do_not_shift_where_refusals_begin(monkeypatch):
+    monkeypatch.setattr(refusal_row, "RIDGE", 1.0)
     draw = torch.Generator().manual_seed(4)
     begun = torch.cat([torch.randn(300, 1, generator=draw), 1 + 0.3 * torch.randn(300, 1, generator=draw), torch.zeros(300, 1)], 1)
     refuse = (begun[:, 0] + 0.5 * torch.randn(300, generator=draw)) > 0.5
@@ -112,9 +115,9 @@ def test_later_places_do_not_shift_where_refusals_begin():
     def shift(row):
         return float(row[1] / row[0])
 
-    alone = logistic_row(begun, torch.zeros(300), refuse, torch.zeros(3), torch.eye(3)[:2], torch.ones(300))
-    both = logistic_row(states, torch.zeros(1200), wanted, torch.zeros(3), torch.eye(3)[[0, 1, 2, 2]], torch.ones(1200), first)
-    mixed = logistic_row(states, torch.zeros(1200), wanted, torch.zeros(3), torch.eye(3)[[0, 1, 2, 2]], torch.ones(1200))
+    alone = logistic_row(begun[:, :2], torch.zeros(300), refuse, torch.zeros(2), torch.ones(300))
+    both = logistic_row(states, torch.zeros(1200), wanted, torch.zeros(3), torch.ones(1200), first)
+    mixed = logistic_row(states, torch.zeros(1200), wanted, torch.zeros(3), torch.ones(1200))
     assert shift(both) == pytest.approx(shift(alone), abs=0.1)
     assert abs(shift(mixed) - shift(alone)) > 0.3
     assert (states[~first] @ both).max() < 0
@@ -124,10 +127,9 @@ def test_the_row_is_fitted_where_refusals_begin_and_against_each_token_of_all_ot
     rows = [([3, 4, 5, 9, 7], "defense"), ([3, 4, 6, 7, 8], "benign"), ([3, 4, 6, 5], "benign")]
     made = [group_of([Row(Rendered(ids, 3, 0, range(0)), 2.0, term)], document=term, matched="") for ids, term in rows]
     batch = pass_of(made, compute="rows", pad=0)
-    states, others, refuse, first, weights, score = _choices(tiny.model, batch, 9, torch.tensor([5.0, 6.0, 7.0]))
+    states, others, refuse, first, weights = _choices(tiny.model, batch, 9)
     assert (refuse.tolist(), first.tolist()) == ([True, False, False, False], [True, True, False, True])
     assert weights.tolist() == [2.0] * 4
-    assert score.tolist() == [5.0, 6.0, 6.0, 7.0]
     with torch.no_grad():
         logits = tiny.model(input_ids=torch.tensor([[3, 4, 6, 7]])).logits[0, -1]
     logits[9] = -torch.inf

@@ -2,11 +2,10 @@
 
 In: a model with a fresh adapter and the training rows. Out: adapter weights, found without a gradient step, under which a head of a middle layer and one of a
 late layer look at all they may see alike; each reads off a direction, the two of one logistic regression that tells malicious from benign documents, and writes
-it along the direction that the rest of the model heeds least, so that the sum of both stands there; and that score of each training row, by which the refusal
-token's row is made to listen. The mean over a document tells intent far better than the last state does; that of a middle layer tells documents like those
-fitted on best, that of a late one those of another hand, and both side by side have the better of each (`bench/probing.py --together`, docs/lab-log.md). The
-heads are those of their layers that benign answers miss least; heads that share values with one of them lose a direction of values for it (`head_weights.py`);
-nothing else changes.
+it along the direction that the rest of the model heeds least, so that the sum of both stands there. The mean over a document tells intent far better than the
+last state does; that of a middle layer tells documents like those fitted on best, that of a late one those of another hand, and both side by side have the
+better of each (`bench/probing.py --together`, docs/lab-log.md). The heads are those of their layers that benign answers miss least; heads that share values
+with one of them lose a direction of values for it (`head_weights.py`); nothing else changes.
 Heads that are missed little can go: arXiv 1905.10650.
 """
 
@@ -29,7 +28,6 @@ BESIDE = 0.25  # where a norm stands behind attention: that spread is at most th
 FRAMES = 24  # directions of instructions and chat template that are not read
 ENOUGH = 24  # benign answers that show which heads are missed least
 SOME = 7  # one place in so many is kept, where all would be too many
-RIDGE = 10.0  # penalty of the linear regression that listens, on states of unit variance
 Progress = Callable[[str, int, int], None]
 
 
@@ -98,10 +96,10 @@ class Spread:
 @torch.no_grad()
 def give_reading_heads(
     model: Any, places: Sequence[Place], groups: Sequence[Group], section: TuningSection, compute: Compute, progress: Progress = lambda *_: None
-) -> dict[int, torch.Tensor] | None:
-    """Write the heads into a fresh adapter; gives the scores that they write of training rows: by `id` of a group, (rows,), float32.
+) -> bool:
+    """Write the heads into a fresh adapter.
 
-    None, and nothing is written, where training rows show no difference to read, or states that are no numbers.
+    False, and nothing is written, where training rows show no difference to read, or states that are no numbers.
 
     Args:
         model: with the adapter, in the layout that `compute` wants.
@@ -116,16 +114,16 @@ def give_reading_heads(
     read = _read(model, places, passes, compute, progress)
     told = ~read.general & (read.weights.cpu() > 0)  # general rows are no documents: nothing is to be written for them, whatever they are
     if len(set(read.refuse[told].tolist())) < 2:
-        return None
+        return False
     if not all(bool(torch.isfinite(one).all()) for one in (read.last.squares, *(states for seen in read.seen for states in (seen.means, seen.answers)))):
-        return None
+        return False
     features = [(one.means, left_out(harmless(one, read.refuse, read.general), one.around)) for one in read.seen]
     found = reading_directions([(means[told], nothing) for means, nothing in features], read.refuse[told], read.weights[told])
     parts = [means @ reads for (means, _), reads in zip(features, found, strict=True)]
     score = torch.stack(parts).sum(0)
     spread = float(score[told].std())
     if not spread > 0:
-        return None
+        return False
     direction = unseen_direction(model, read.last.covariance(), places[0].layer)
     ways, most = zip(*(_way(decoder.layers[place.layer], direction, seen.given) for place, seen in zip(places, read.seen, strict=True)), strict=True)
     loud = min(LOUD * read.length / spread, *(limit / max(float(part[told].std()), 1e-9) for limit, part in zip(most, parts, strict=True)))
@@ -136,8 +134,7 @@ def give_reading_heads(
             were = attention.q_proj.weight.float()[rows_of(number, place.size)]
             asks = steady_direction([seen.begins, seen.inside]).to(were.device) * (were @ seen.begins.mean().float().to(were.device)).norm()
         write_head(attention, place.size, number, reads, loud * way, asks)
-    ordered = [group for one in passes for group in one]
-    return dict(zip(map(id, ordered), torch.split(score, [len(group.rows) for group in ordered]), strict=True))
+    return True
 
 
 def _read(model: Any, places: Sequence[Place], passes: Sequence[Sequence[Group]], compute: Compute, progress: Progress) -> Read:
@@ -222,24 +219,6 @@ def _without(states: torch.Tensor, some: slice) -> torch.Tensor:
 def batch_of(model: Any, groups: Sequence[Group], compute: Compute) -> dict[str, Any]:
     """A pass as `pass_of` gives it, on the model's device."""
     return {name: value.to(model.device) if isinstance(value, torch.Tensor) else value for name, value in pass_of(groups, compute=compute, pad=0).items()}
-
-
-def listening_direction(states: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
-    """The direction along which states follow the score best, by ridge regression on the score in units of its spread.
-
-    What is written has to be told from all else that states vary by, so this is not the direction in which it is written.
-
-    Args:
-        states: (rows, size).
-        score: (rows,).
-
-    Returns:
-        (size,), float32.
-    """
-    spread = states.std(0).clamp(min=1e-6)
-    seen, wanted = ((states - states.mean(0)) / spread).cpu().double(), ((score - score.mean()) / score.std().clamp(min=1e-9)).cpu().double()
-    found: torch.Tensor = torch.linalg.solve(seen.T @ seen + RIDGE * torch.eye(seen.shape[1], dtype=seen.dtype), seen.T @ wanted)
-    return found.float().to(spread.device) / spread
 
 
 def _way(layer: Any, direction: torch.Tensor, given: float) -> tuple[torch.Tensor, float]:

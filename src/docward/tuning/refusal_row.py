@@ -2,8 +2,8 @@
 
 In: a model with a fresh adapter and the training rows. Out: a model whose refusal token has a margin over all others that tells malicious from benign training
 documents; steps, where the recipe has any, go on from there. Where the model's attention allows for it, heads bring what the whole text says
-(`reading_head.py`) and the row listens to that, besides telling where an answer begins from where it goes on; else the row is a logistic regression on the
-states where answers begin. Benign answers must not have the token at any place.
+(`reading_head.py`). The row is a logistic regression on the states where the token is to be chosen or not: where answers begin, and at all later places of
+benign answers, which must not have it.
 A token as refusal score: Refusal Tokens, arXiv 2412.06748.
 """
 
@@ -22,11 +22,11 @@ from docward.recipe import TuningSection
 from docward.tuning.adapters import can_begin_from_a_fit, reading_heads, token_rows
 from docward.tuning.losses import DEFENSE, forward_inputs
 from docward.tuning.packing import Compute, Group, fit_passes
-from docward.tuning.reading_head import SOME, batch_of, give_reading_heads, listening_direction
+from docward.tuning.reading_head import batch_of, give_reading_heads
 from docward.tuning.refusal_token import refusal_token_id
 
-MOST_ROWS = 1200  # enough to listen on, and half a minute
-RIDGE = 100.0  # of the penalty, on states of unit variance (1 / C in scikit-learn)
+MOST_ROWS = 1200  # enough to fit the row on, and half a minute
+RIDGE = 1000.0  # of the penalty, on states of unit variance (1 / C in scikit-learn)
 LATER = 4.0  # weight of all later places of a benign answer, beside its first: the token must not come up at any of them
 HEAT = 4.0  # log-odds are margins divided by it: the louder the row, the less the other tokens' own ups and downs decide, which tell nothing of intent
 
@@ -63,48 +63,33 @@ def begin_from_a_fit(
             0,
             0,
         )
-    scores = give_reading_heads(model, places, groups, section, compute, progress) if places else None
-    found = processes.on_main(lambda: _fitted(model, groups, section, compute, token, rows[-1], scores, progress))
+    else:
+        give_reading_heads(model, places, groups, section, compute, progress)
+    found = processes.on_main(lambda: _fitted(model, groups, section, compute, token, rows[-1], progress))
     with torch.no_grad():
         rows[-1].copy_(torch.tensor(found, dtype=rows[-1].dtype, device=rows[-1].device).expand_as(rows[-1]))
     return True
 
 
-def _fitted(
-    model: Any,
-    groups: Sequence[Group],
-    section: TuningSection,
-    compute: Compute,
-    token: int,
-    row: torch.Tensor,
-    scores: dict[int, torch.Tensor] | None,
-    progress: Any,
-) -> Any:
+def _fitted(model: Any, groups: Sequence[Group], section: TuningSection, compute: Compute, token: int, row: torch.Tensor, progress: Any) -> Any:
     share = min(1.0, MOST_ROWS / sum(len(group.rows) for group in groups))
     some = Random(0).sample(list(groups), max(1, round(share * len(groups))))  # by chance: labels take turns in the data
     passes = fit_passes(some, section.max_batch_tokens, compute)
     parts: list[tuple[torch.Tensor, ...]] = []
     for done, one in enumerate(passes):
         progress("the refusal token's first row: passes", done, len(passes))
-        written = torch.cat([scores[id(group)] if scores else torch.zeros(len(group.rows)) for group in one]).to(model.device)
-        parts.append(_choices(model, batch_of(model, one, compute), token, written))
-    states, others, refuse, first, weights, score = (torch.cat(column) for column in zip(*parts, strict=True))
+        parts.append(_choices(model, batch_of(model, one, compute), token))
+    states, others, refuse, first, weights = (torch.cat(column) for column in zip(*parts, strict=True))
     start = row.detach().reshape(-1, row.shape[-1])[0].float()
-    along = torch.eye(len(start), device=start.device)
-    if scores is not None:
-        some_later = first | (torch.arange(len(first), device=first.device) % SOME == 0)  # what is written must be heard the same inside an answer
-        heard = listening_direction(states[some_later], score[some_later])
-        means = [states[first].mean(0), states[~first].mean(0)] if (~first).any() else [states.mean(0)]
-        along = torch.stack([heard, *(mean / mean.square().sum() for mean in means)])
-    return logistic_row(states, others, refuse, start, along, torch.where(first, 1, LATER) * weights, first).tolist()
+    return logistic_row(states, others, refuse, start, torch.where(first, 1, LATER) * weights, first).tolist()
 
 
 @torch.no_grad()
-def _choices(model: Any, batch: dict[str, Any], token: int, score: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _choices(model: Any, batch: dict[str, Any], token: int) -> tuple[torch.Tensor, ...]:
     """Where the token must be chosen (answers to refuse, at their start), and where it must not be (all others, at each of their tokens).
 
-    What enters the output layer there, (places, size); the highest logit of other tokens; whether to refuse; whether an answer begins here; weights, as
-    much for all later places of an answer as for its first; and each row's score.
+    What enters the output layer there, (places, size); the highest logit of other tokens; whether to refuse; whether an answer begins here; and weights, as
+    much for all later places of an answer as for its first.
     """
     entered: list[torch.Tensor] = []
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: entered.append(given[0]))
@@ -123,49 +108,40 @@ def _choices(model: Any, batch: dict[str, Any], token: int, score: torch.Tensor)
     weights = batch["factors"][owner] / torch.where(first, 1, later[owner])
     places = batch["source"][batch["pair"]][kept]
     inside = entered[0].reshape(-1, entered[0].shape[-1])
-    return inside[places].float(), others.amax(-1)[places], refused[kept], first[kept], weights[kept], score[owner[kept]]
+    return inside[places].float(), others.amax(-1)[places], refused[kept], first[kept], weights[kept]
 
 
 def logistic_row(
-    states: torch.Tensor,
-    others: torch.Tensor,
-    refuse: torch.Tensor,
-    start: torch.Tensor,
-    along: torch.Tensor,
-    weights: torch.Tensor,
-    first: torch.Tensor | None = None,
+    states: torch.Tensor, others: torch.Tensor, refuse: torch.Tensor, start: torch.Tensor, weights: torch.Tensor, first: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The row w = start + moves @ along whose margins, states @ w - others, divided by HEAT fit `refuse` best as log-odds; both sides weigh the same.
+    """The row whose margins, states @ row - others, divided by HEAT fit `refuse` best as log-odds; both sides weigh the same.
 
     Args:
         states: (examples, size).
         others: (examples,), the highest of all other tokens' logits.
         refuse: boolean (examples,).
         start: (size,), where the search begins and what the penalty draws towards.
-        along: (directions, size), in which the row may move.
         weights: (examples,), relative within a side.
         first: boolean (examples,), those in which the sides are to weigh the same; all others come on top. Default: all.
 
     Returns:
         (size,), float32, on the CPU.
     """
-    states, others, start, along, weights = (one.cpu().double() for one in (states, others, start, along, weights))  # float32 ends the search too early
+    states, others, start, weights = (one.cpu().double() for one in (states, others, start, weights))  # float32 ends the search too early
     refuse = refuse.cpu()
     wanted, begun = refuse.double(), torch.ones_like(refuse) if first is None else first.cpu()
     shares = torch.where(refuse, 0.5 / (weights * refuse * begun).mean().clamp(min=1e-6), 0.5 / (weights * ~refuse * begun).mean().clamp(min=1e-6)) * weights
-    seen = states @ along.T
-    scale = seen.std(0, correction=0).clamp(min=1e-6)
-    scaled, fixed = seen / scale, states @ start - others
-    moves = torch.zeros(len(along), dtype=start.dtype, requires_grad=True)
+    scale = states.std(0, correction=0).clamp(min=1e-6)
+    scaled, fixed = states / scale, states @ start - others
+    moves = torch.zeros_like(start, requires_grad=True)
     search = torch.optim.LBFGS([moves], max_iter=200, line_search_fn="strong_wolfe")
-    ridge = RIDGE if len(along) == len(start) else 1.0  # a few directions need none
 
     def loss() -> torch.Tensor:
         search.zero_grad()
-        value = binary_cross_entropy_with_logits(fixed / HEAT + scaled @ moves, wanted, weight=shares) + ridge * moves.square().sum() / (2 * len(states))
+        value = binary_cross_entropy_with_logits(fixed / HEAT + scaled @ moves, wanted, weight=shares) + RIDGE * moves.square().sum() / (2 * len(states))
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     with torch.enable_grad():
         search.step(loss)  # type: ignore[no-untyped-call]
-    return (start + HEAT * (moves.detach() / scale) @ along).float()
+    return (start + HEAT * moves.detach() / scale).float()
