@@ -1,12 +1,14 @@
 """What the untuned model knows of intent: a logistic probe at each layer, read on documents that it was not fitted on.
 
     python bench/probing.py [--model NAME] [--limit 1893] [--documents malicious=FILE ...] [--layers 4 8 12 16 20 24 28 30]
-                            [--together 16 28] [--sizes 125 250 500 1000 2000] [--at 28] [--output FILE.json]
+                            [--together 16 28] [--pieces 32] [--sizes 125 250 500 1000 2000] [--at 28] [--output FILE.json]
 
 Fitted on the training documents among the first `--limit` of the plain corpus, each under one task, on the model's states: their mean over the document, and
 the one where the answer begins. Once with every document alike, once weighed so that surface tells nothing (`tuning.balance_surface`). Read on held-out
 documents of the plain and the starter corpus and on `--documents`, under unseen wordings: AUC of malicious against sensitive / against ordinary.
-Nothing is tuned. With `--together` one more line: a probe on the means at those layers side by side, weighed.
+Nothing is tuned. With `--together` one more line: a probe on the means at those layers side by side, weighed. With `--pieces` one more line for each layer and
+for those together: fitted on the means over pieces of about that many tokens, each as malicious as its document and all of a document weighing as much as it
+does, and read on the means over whole documents.
 
 With `--sizes` a second table: the probe on the mean at layer `--at`, weighed, fitted on that many training documents, a seeded sample by chance each, and last
 on all. A sample's documents keep the weights that they have among all. `--output` keeps the numbers of both tables, for `bench/pictures.py`: `layers` and
@@ -35,8 +37,8 @@ TASKS = ("summarize", "translate", "sentiment", "case", "next_sentence")
 C = 0.001  # of the logistic regression, on states of unit variance
 
 
-def states(loaded: Any, documents: Sequence[Any], wordings: str, layers: Sequence[int]) -> dict[str, np.ndarray]:
-    """By `mean` and `last`: (documents, layers, size)."""
+def states(loaded: Any, documents: Sequence[Any], wordings: str, layers: Sequence[int], length: int = 0) -> dict[str, np.ndarray]:
+    """By `mean` and `last`: (documents, layers, size); `pieces` of about `length` tokens: (pieces, layers, size), and how many each document has, `counts`."""
     import torch
 
     from docward.rendering import render
@@ -44,6 +46,7 @@ def states(loaded: Any, documents: Sequence[Any], wordings: str, layers: Sequenc
 
     draw, tasks = random.Random(0), get_tasks(list(TASKS))
     found: dict[str, list[Any]] = {"mean": [], "last": []}
+    cut: list[np.ndarray] = []
     for place, one in enumerate(documents):
         task = draw.choice(tasks)
         row = render(loaded.tokenizer, document=one.text, instruction=draw.choice(getattr(task, wordings)), limit=LENGTH)
@@ -52,9 +55,12 @@ def states(loaded: Any, documents: Sequence[Any], wordings: str, layers: Sequenc
         some = torch.stack([hidden[layer][0].float() for layer in layers])
         found["mean"].append(some[:, row.document.start : row.document.stop].mean(1).cpu().numpy())
         found["last"].append(some[:, -1].cpu().numpy())
+        inside = torch.tensor(row.document, device=some.device)
+        spans = inside.chunk(max(1, round(len(inside) / length))) if length else (inside,)
+        cut.append(torch.stack([some[:, span].mean(1) for span in spans]).cpu().numpy())
         if place % 20 == 0:
             print(f"\r\033[K{place}/{len(documents)}", end="", file=sys.stderr, flush=True)
-    return {name: np.stack(values) for name, values in found.items()}
+    return {name: np.stack(values) for name, values in found.items()} | {"pieces": np.concatenate(cut), "counts": np.array([len(some) for some in cut])}
 
 
 def aucs(scores: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
@@ -78,7 +84,7 @@ def readings(
 
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=500))
     probe.fit(fitted, truth, logisticregression__sample_weight=weights)
-    return [{"fitted_on": len(truth), "set": name, **aucs(probe.decision_function(some), labels[name])} for name, some in read.items()]
+    return [{"fitted_on": len(fitted), "set": name, **aucs(probe.decision_function(some), labels[name])} for name, some in read.items()]
 
 
 def samples(count: int, sizes: Iterable[int]) -> list[np.ndarray]:
@@ -106,6 +112,7 @@ def main() -> None:
     parser.add_argument("--documents", nargs="*", default=[], metavar="LABEL=FILE", help="others to read on, called `development`")
     parser.add_argument("--layers", type=int, nargs="+", default=[4, 8, 12, 16, 20, 24, 28, 30])
     parser.add_argument("--together", type=int, nargs="*", default=[], metavar="LAYER", help="layers whose means are read side by side, too")
+    parser.add_argument("--pieces", type=int, default=0, metavar="TOKENS", help="fit on pieces of documents, too")
     parser.add_argument("--sizes", type=int, nargs="*", default=[], help="numbers of training documents of the second table")
     parser.add_argument("--at", type=int, default=28, help="the layer of the second table")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="keep all numbers")
@@ -126,7 +133,7 @@ def main() -> None:
         pairs = [pair.partition("=") for pair in given.documents]
         sets["development"] = [one for label, _, path in pairs for one in read_documents(Path(path), label=Label(label))]
     loaded = load(given.model)
-    fitted = states(loaded, train, "wordings", layers)
+    fitted = states(loaded, train, "wordings", layers, given.pieces)
     read = {name: states(loaded, documents, "unseen", layers) for name, documents in sets.items()}
     labels = {name: np.array([one.label.value for one in documents]) for name, documents in sets.items()}
     truth, weights = np.array([one.label == Label.MALICIOUS for one in train]), surface_weights(train)
@@ -145,11 +152,17 @@ def main() -> None:
             for way in ways:
                 by_layer += (rows := tried(layer, state, way, everything))
                 print(line(rows, way), flush=True)
-    if given.together:
-        columns = [layers.index(layer) for layer in given.together]
-        several = {name: np.concatenate([read[name]["mean"][:, column] for column in columns], 1) for name in read}
-        found = readings(np.concatenate([fitted["mean"][:, column] for column in columns], 1), truth, ways["weighed"], several, labels)
-        print(line([{"layer": " and ".join(map(str, given.together)), "state": "mean", **row} for row in found], "weighed"), flush=True)
+    groups = [[layer] for layer in given.layers if given.pieces] + ([given.together] if given.together else [])
+    for some in groups:
+        columns, title = [layers.index(layer) for layer in some], " and ".join(map(str, some))
+        whole = {name: np.concatenate([read[name]["mean"][:, column] for column in columns], 1) for name in read}
+        kinds = [("mean", truth, ways["weighed"])] if some == given.together else []
+        if given.pieces:
+            many = fitted["counts"]
+            kinds.append(("pieces", truth.repeat(many), (ways["weighed"] / many).repeat(many)))
+        for state, wanted, shares in kinds:
+            found = readings(np.concatenate([fitted[state][:, column] for column in columns], 1), wanted, shares, whole, labels)
+            print(line([{"layer": title, "state": state, **row} for row in found], "weighed"), flush=True)
     if given.sizes:
         print(head(sets))
         for places in samples(len(train), given.sizes):

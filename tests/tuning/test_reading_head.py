@@ -33,6 +33,7 @@ from heads import attention_of, drawn, gemma3, llama, qwen, spread_of
 from tiny import training_examples
 
 SECTION = TuningSection(refusal_token="auto", decision_weight=1.0, lora_r=4)
+ONE = torch.ones(3000, dtype=torch.long)  # piece a row
 DOCUMENTS = [one for one in training_examples() if one.document]  # few as they are here, general rows would decide
 
 
@@ -161,8 +162,8 @@ def test_directions_heed_weights(tokened):
     trap = torch.rand(400, generator=draw) < 0.7
     means[:, 1] += 3 * (2 * refuse.float() - 1) * trap  # a shortcut that works on half of the rows
     nothing = left_out(means.mean(0)[None], spread_of(means))
-    [even] = reading_directions([(means, nothing)], refuse, torch.ones(400))
-    [without] = reading_directions([(means, nothing)], refuse, torch.where(trap, 1e-6, 1.0))
+    [even] = reading_directions([(means, nothing)], refuse, torch.ones(400), ONE[:400])
+    [without] = reading_directions([(means, nothing)], refuse, torch.where(trap, 1e-6, 1.0), ONE[:400])
     even, without = even * means.std(0), without * means.std(0)
     assert even[1] > even[0]
     assert without[1].abs() < 0.5 * without[0]
@@ -177,7 +178,7 @@ def test_what_is_huge_around_documents_counts_for_nothing():
     around = means[torch.arange(600) % 300] + torch.where(torch.arange(600) % 20 == 0, 60.0, 0.0).unsqueeze(1) * aside
     nothing = left_out(means.mean(0)[None], spread_of(around))
     assert torch.allclose(nothing.T @ nothing, torch.eye(nothing.shape[1]), atol=1e-5)
-    [found] = reading_directions([(means, nothing)], refuse, torch.ones(300))
+    [found] = reading_directions([(means, nothing)], refuse, torch.ones(300), ONE[:300])
     assert found[0] > 3 * found[2:].abs().max()
     assert abs(float(aside @ found)) < 0.05 * float(found[0])
 
@@ -197,7 +198,7 @@ def test_what_two_heads_see_is_read_together():
     refuse = intent > 0
 
     def told(seen):
-        found = reading_directions([(one[:3000], torch.zeros(32, 1)) for one in seen], refuse[:3000], torch.ones(3000))
+        found = reading_directions([(one[:3000], torch.zeros(32, 1)) for one in seen], refuse[:3000], torch.ones(3000), ONE)
         return float(torch.corrcoef(torch.stack([sum(one[3000:] @ way for one, way in zip(seen, found, strict=True)), intent[3000:]]))[0, 1])
 
     assert told([first]) < 0.75  # intent is half of what varies there
@@ -212,11 +213,11 @@ def test_for_the_mean_of_what_is_harmless_nothing_is_written():
     means[refuse, 0] += 2
     means[general, 1] += 30
     answers[:, 2] += 30
-    seen = Seen(means, answers, 1.0, spread_of(means), Spread(), Spread())
+    seen = Seen(means, means, answers, 1.0, spread_of(means), Spread(), Spread())
     calm = harmless(seen, refuse, general)
     assert torch.allclose(calm[0], means[100:250].mean(0))
     assert torch.allclose(calm[2], means[250:].mean(0))
-    [found] = reading_directions([(means[:250], left_out(calm, spread_of(means)))], refuse[:250], torch.ones(250))
+    [found] = reading_directions([(means[:250], left_out(calm, spread_of(means)))], refuse[:250], torch.ones(250), ONE[:250])
     score = means[:250] @ found
     assert all(abs(float(one @ found)) < 1e-3 * float(score.std()) for one in calm)
     assert float(score[refuse[:250]].mean()) > float(score.std()) / 4
@@ -238,7 +239,7 @@ def test_general_rows_are_no_documents_and_nothing_is_written_for_their_mean(tok
     monkeypatch.setattr(reading_head, "reading_directions", lambda *given: fitted.append((given, reading_directions(*given))) or fitted[-1][1])
     monkeypatch.setattr(reading_head, "harmless", lambda *given: seen.append(given) or harmless(*given))
     assert give_reading_heads(model, places, groups, SECTION, "rows")
-    [((_, refuse, _), found)] = fitted
+    [((_, refuse, *_), found)] = fitted
     assert len(refuse) == sum(len(group.rows) for group in groups) - len(general)
     written = torch.stack([one.means[which] @ reads for (one, _, which), reads in zip(seen, found, strict=True)]).sum(0)
     assert len(written) == len(general) > 1
@@ -268,8 +269,11 @@ def test_heads_of_two_layers_write_one_score_together(tokened, family, more, mon
     monkeypatch.setattr(reading_head, "write_head", lambda *given: written.append(given) or write_head(*given))
     monkeypatch.setattr(reading_head, "through_norm", lambda *given: lengths.append(given[2]) or through_norm(*given))
     assert give_reading_heads(model, places, groups, SECTION, "rows")
-    [((features, refuse, _), found)] = fitted
-    parts = [means @ reads for (means, _), reads in zip(features, found, strict=True)]
+    [((features, refuse, _, pieces), found)] = fitted
+    owner = torch.repeat_interleave(torch.arange(len(refuse)), pieces)
+    parts = [
+        torch.zeros(len(refuse)).index_add(0, owner, some @ reads) / pieces for (some, _), reads in zip(features, found, strict=True)
+    ]  # pieces are alike long
     assert (sum(parts)[refuse].unsqueeze(1) > sum(parts)[~refuse]).float().mean() > 0.9
     behind = []
     for (attention, _, _, reads, mine, _), place, wanted in zip(written, places, found, strict=True):

@@ -4,8 +4,9 @@ In: a model with a fresh adapter and the training rows. Out: adapter weights, fo
 late layer look at all they may see alike; each reads off a direction, the two of one logistic regression that tells malicious from benign documents, and writes
 it along the direction that the rest of the model heeds least, so that the sum of both stands there. The mean over a document tells intent far better than the
 last state does; that of a middle layer tells documents like those fitted on best, that of a late one those of another hand, and both side by side have the
-better of each (`bench/probing.py --together`, docs/lab-log.md). The heads are those of their layers that benign answers miss least; heads that share values
-with one of them lose a direction of values for it (`head_weights.py`); nothing else changes.
+better of each (`bench/probing.py --together`, docs/lab-log.md). It is fitted on pieces of documents, each as malicious as its whole, so that it does not go by
+what stands in a document once: documents of another hand are told better (`bench/probing.py --pieces`). The heads are those of their layers that benign
+answers miss least; heads that share values with one of them lose a direction of values for it (`head_weights.py`); nothing else changes.
 Heads that are missed little can go: arXiv 1905.10650.
 """
 
@@ -22,24 +23,28 @@ from docward.tuning.head_weights import Place, norm_behind, rows_of, scale_of, u
 from docward.tuning.losses import DEFENSE, GENERAL, example_nll, forward_inputs
 from docward.tuning.packing import Compute, Group, fit_passes, pass_of
 
-C = 0.01  # inverse penalty of the logistic regression, on states of unit variance
+C = 0.01  # inverse penalty of the logistic regression, on states of unit variance, where a document weighs 1
+PIECE = 32  # tokens of a piece of a document that the regression is fitted on
 LOUD = 0.06  # spread of what is written, as a share of the state's length at the last place: at 0.04 less of it is heard (docs/lab-log.md)
 BESIDE = 0.25  # where a norm stands behind attention: that spread is at most this share of the length of what attention gives, which it takes from
 FRAMES = 24  # directions of instructions and chat template that are not read
 ENOUGH = 24  # benign answers that show which heads are missed least
 SOME = 7  # one place in so many is kept, where all would be too many
 Progress = Callable[[str, int, int], None]
+_Some = list[torch.Tensor]
 
 
 @dataclass(slots=True)
 class Seen:
     """What training rows show at one place.
 
-    Each row's mean state over its document (over all of its prompt, where it has none), (rows, size), and over its answer; the mean length of what attention
-    gives where answers begin; how states spread in what stands around documents; and, where queries go through a norm, in documents and where answers begin.
+    Each row's mean state over its document (over all of its prompt, where it has none), (rows, size), over each piece of that, (pieces, size), on the CPU, and
+    over its answer; the mean length of what attention gives where answers begin; how states spread in what stands around documents; and, where queries go
+    through a norm, in documents and where answers begin.
     """
 
     means: torch.Tensor
+    pieces: torch.Tensor
     answers: torch.Tensor
     given: float
     around: Spread
@@ -51,13 +56,14 @@ class Seen:
 class Read:
     """What training rows are and show.
 
-    Which are to be refused, and which are general ones; their weights; how states spread before the last norm; their mean length at the last place; what places
-    see.
+    Which are to be refused, and which are general ones; their weights; how many pieces each has; how states spread before the last norm; their mean length at
+    the last place; what places see.
     """
 
     refuse: torch.Tensor
     general: torch.Tensor
     weights: torch.Tensor
+    pieces: torch.Tensor
     last: Spread
     length: float
     seen: list[Seen]
@@ -118,7 +124,9 @@ def give_reading_heads(
     if not all(bool(torch.isfinite(one).all()) for one in (read.last.squares, *(states for seen in read.seen for states in (seen.means, seen.answers)))):
         return False
     features = [(one.means, left_out(harmless(one, read.refuse, read.general), one.around)) for one in read.seen]
-    found = reading_directions([(means[told], nothing) for means, nothing in features], read.refuse[told], read.weights[told])
+    owner = torch.repeat_interleave(torch.arange(len(told)), read.pieces)
+    inside = [(seen.pieces[told[owner]], nothing) for seen, (_, nothing) in zip(read.seen, features, strict=True)]
+    found = reading_directions(inside, read.refuse[told], read.weights[told], read.pieces[told])
     parts = [means @ reads for (means, _), reads in zip(features, found, strict=True)]
     score = torch.stack(parts).sum(0)
     spread = float(score[told].std())
@@ -149,7 +157,8 @@ def _read(model: Any, places: Sequence[Place], passes: Sequence[Sequence[Group]]
         hooks.append(attention.q_proj.register_forward_pre_hook(lambda _, given, number=number: found.update({f"states {number}": given[0]})))
         hooks.append(attention.o_proj.register_forward_hook(lambda _, given, gave, number=number: found.update({f"gave {number}": gave})))
     refuse, general, weights, lengths, last = [], [], [], [], Spread()
-    parts = [(list[torch.Tensor](), list[torch.Tensor](), list[torch.Tensor](), Spread(), Spread(), Spread()) for _ in places]
+    counts: list[int] = []
+    parts: list[tuple[_Some, _Some, _Some, _Some, Spread, Spread, Spread]] = [([], [], [], [], Spread(), Spread(), Spread()) for _ in places]
     try:
         for done, one in enumerate(passes):
             progress("what tells intent: passes", done, len(passes))
@@ -160,9 +169,12 @@ def _read(model: Any, places: Sequence[Place], passes: Sequence[Sequence[Group]]
             texts = [document if len(document) else prompt for prompt, document in zip(prompts, documents, strict=True)]
             framed = [prompt[~torch.isin(prompt, document)] for prompt, document in zip(prompts, documents, strict=True) if len(document)]
             frames = torch.cat([ends[:0], *framed])
-            for place, (means, answers, given, around, inside, begins) in zip(places, parts, strict=True):
+            cut = [text.chunk(max(1, round(len(text) / PIECE))) for text in texts]
+            counts += map(len, cut)
+            for place, (means, pieces, answers, given, around, inside, begins) in zip(places, parts, strict=True):
                 states = found[f"states {place.layer}"].flatten(0, -2)
                 means += [states[text].float().mean(0) for text in texts]
+                pieces.append(torch.stack([states[piece].float().mean(0) for some in cut for piece in some]).cpu())
                 answers += [states[answer].float().mean(0) for answer in batch["answers"]]
                 given.append(found[f"gave {place.layer}"].flatten(0, -2)[ends].float().norm(dim=-1))
                 around.add(states[frames])
@@ -178,8 +190,11 @@ def _read(model: Any, places: Sequence[Place], passes: Sequence[Sequence[Group]]
     finally:
         for hook in hooks:
             hook.remove()
-    seen = [Seen(torch.stack(means), torch.stack(answers), float(torch.cat(given).mean()), *spreads) for means, answers, given, *spreads in parts]
-    return Read(torch.tensor(refuse), torch.tensor(general), torch.cat(weights), last, float(torch.cat(lengths).mean()), seen)
+    seen = [
+        Seen(torch.stack(means), torch.cat(pieces), torch.stack(answers), float(torch.cat(given).mean()), *spreads)
+        for means, pieces, answers, given, *spreads in parts
+    ]
+    return Read(torch.tensor(refuse), torch.tensor(general), torch.cat(weights), torch.tensor(counts), last, float(torch.cat(lengths).mean()), seen)
 
 
 def harmless(seen: Seen, refuse: torch.Tensor, general: torch.Tensor) -> torch.Tensor:
@@ -273,27 +288,33 @@ def _orthonormal(rows: torch.Tensor) -> torch.Tensor:
     return found
 
 
-def reading_directions(features: Sequence[tuple[torch.Tensor, torch.Tensor]], refuse: torch.Tensor, weights: torch.Tensor) -> list[torch.Tensor]:
-    """The directions that together tell the rows to refuse from all others best, by one logistic regression; both sides weigh the same.
+def reading_directions(
+    features: Sequence[tuple[torch.Tensor, torch.Tensor]], refuse: torch.Tensor, weights: torch.Tensor, pieces: torch.Tensor
+) -> list[torch.Tensor]:
+    """The directions that together tell pieces of the rows to refuse from those of all others best, by one logistic regression; both sides weigh the same.
 
     Args:
-        features: for each head, what it sees of the rows, (rows, size), and directions that it may not read, see `left_out`.
+        features: for each head, what it sees of the pieces, row by row, (pieces, size), and directions that it may not read, see `left_out`.
         refuse: boolean (rows,).
-        weights: (rows,), relative within a side.
+        weights: (rows,), relative within a side; a row's pieces share its weight.
+        pieces: how many each row has, (rows,).
 
     Returns:
         For each head, (size,), float32, on what it sees as it is.
     """
     from sklearn.linear_model import LogisticRegression
 
-    inside = torch.cat([seen - (seen @ nothing) @ nothing.T for seen, nothing in features], 1)
-    truth, spread = refuse.cpu().numpy(), torch.cat([seen.std(0) for seen, _ in features]).clamp(min=1e-6)
+    seen = [(one.to(nothing.device), nothing) for one, nothing in features]
+    inside = torch.cat([one - (one @ nothing) @ nothing.T for one, nothing in seen], 1)
+    truth, spread = refuse.cpu().numpy(), torch.cat([one.std(0) for one, _ in seen]).clamp(min=1e-6)
     shares = weights.double().cpu().numpy().copy()
     for side in (truth, ~truth):
         shares[side] *= len(truth) / 2 / max(float(shares[side].sum()), 1e-9)
-    fitted = LogisticRegression(C=C, max_iter=1000).fit(((inside - inside.mean(0)) / spread).cpu().numpy(), truth, sample_weight=shares)
+    counts = pieces.numpy()
+    each = (shares / counts).repeat(counts)
+    fitted = LogisticRegression(C=C, max_iter=1000).fit(((inside - inside.mean(0)) / spread).cpu().numpy(), truth.repeat(counts), sample_weight=each)
     found = (torch.tensor(fitted.coef_[0], dtype=torch.float32, device=spread.device) / spread).view(len(features), -1)
-    return [reads - nothing @ (nothing.T @ reads) for reads, (_, nothing) in zip(found, features, strict=True)]
+    return [reads - nothing @ (nothing.T @ reads) for reads, (_, nothing) in zip(found, seen, strict=True)]
 
 
 def steady_direction(states: Sequence[Spread]) -> torch.Tensor:
