@@ -16,7 +16,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 tests: $(READY)  ## by two processes of one thread each, which is faster than one of two; pytest alone does as well
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # torch by its exact version first: other requests for it may take a build that is several GB larger.
 $(READY): pyproject.toml constraints.txt

@@ -15,6 +15,13 @@ from docward.models import ALIASES, Loaded, cache_dir, load
 from serving_stub import ChatServer
 from tiny import NO, save_tiny_model, some_documents
 
+LONG = ("test_processes.py", "test_defence.py", "test_remote.py", "test_loop.py", "test_docs.py", "test_suites_elsewhere.py", "test_collecting.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first, so that no process waits at the end for the other's last file."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-LIBRARIES = ["docward.loop", "docward.tuning.probing", "transformers.models.llama.modeling_llama"]
+LIBRARIES = ["docward.cli.evaluating", "docward.loop", "docward.tuning.tuning", "docward.tuning.probing", "transformers.models.llama.modeling_llama"]
 
 
 def started(module: str, function: str, *given: Any, **options: Any) -> multiprocessing.process.BaseProcess:

@@ -6,14 +6,9 @@ In float32 with greedy replies. The launched processes are real; they divide the
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 
 from docward.documents.reading import own_documents
@@ -25,9 +20,9 @@ from docward.models import Loaded
 from docward.records import KeyedLog, write_rows
 from docward.tasks import get_tasks
 from docward.types import Document, Reply, Split
+from launched import Launched
 from tiny import some_documents
 
-ROOT = Path(__file__).parents[2]
 SETTINGS = Settings(tasks=tuple(get_tasks(["summarize", "case", "next_sentence"])), max_new_tokens=4)
 FILES = ("replies.jsonl", "likelihoods.jsonl", "verdicts.jsonl", "metrics.json")
 GROUPS = 6
@@ -51,41 +46,28 @@ def assert_same_files(found: Path, wanted: Path) -> None:
     assert not list(found.glob(PART.format("*", "*")))
 
 
-def launched(folder: Path, model: Path, *, hold: int) -> tuple[list[str], dict[str, str]]:
-    """The command that evaluates by two processes, and its environment."""
-    sources = []
-    for label in ("malicious", "sensitive", "ordinary"):
-        file = folder.parent / f"{label}.jsonl"
+def sources(folder: Path) -> list[str]:
+    """The documents as files, as the command line is given them."""
+    files = {label: folder / f"{label}.jsonl" for label in ("malicious", "sensitive", "ordinary")}
+    for label, file in files.items():
         write_rows(file, [one for one in documents() if one.label == label])
-        sources += ["--documents", f"{label}={file}"]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "recipes" / "accelerate" / "ddp_cpu.yaml")]
-    launcher += ["--num_processes", "2", "--main_process_port", "0", str(ROOT / "tests" / "launched.py")]
-    asked = ["evaluate", "--model", str(model), *sources, "--tasks", "summarize,case,next_sentence", "--max-new-tokens", "4", "--output-dir", str(folder)]
-    float32 = {"ONEDNN_MAX_CPU_ISA": "AVX2"}  # so that Docward takes it on all machines
-    how = {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")]),
-        "HOLD_BATCH": str(hold),
-        "HELD": str(folder) + ".held",
-    }
-    return [*launcher, *asked], os.environ | float32 | how
+    return [f"{label}={file}" for label, file in files.items()]
+
+
+def launched(folder: Path, model: Path, *more: str, hold: int) -> Launched:
+    """Two processes that evaluate."""
+    given = [word for one in sources(folder.parent) for word in ("--documents", one)]
+    asked = ["evaluate", "--model", str(model), *given, "--tasks", "summarize,case,next_sentence", "--max-new-tokens", "4", "--output-dir", str(folder)]
+    return Launched([*asked, *more], folder.with_suffix(".said"), HOLD_BATCH=str(hold), HELD=str(folder) + ".held")
 
 
 def test_what_two_killed_processes_leave_is_finished_by_one(tiny, tiny_folder, tmp_path, undisturbed):
     folder = tmp_path / "run"
-    command, how = launched(folder, tiny_folder, hold=2)
     held = [tmp_path / f"run.held.{rank}" for rank in (0, 1)]
-    with subprocess.Popen(command, env=how, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as launcher:
-        deadline = time.monotonic() + 900  # ends at once where the machine is not busy
-        while not all(one.is_file() and one.read_text() == "2" for one in held) and launcher.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
+    with launched(folder, tiny_folder, hold=2) as two:
+        two.wait(lambda: all(one.is_file() and one.read_text() == "2" for one in held))
         with pytest.raises(RunError, match="Another process is working in"):
             evaluate(tiny, documents(), SETTINGS, folder)
-        first = psutil.Process(launcher.pid)
-        tree = [*first.children(recursive=True), first]
-        for process in tree:
-            process.kill()
-        psutil.wait_procs(tree[:-1])
     parts = {path.name: path.read_bytes() for path in folder.glob(PART.format(REPLIES, "*"))}
     assert len(parts) == 2
     assert all(b"\n" in rows for rows in parts.values())
@@ -107,16 +89,14 @@ def test_what_one_stopped_process_leaves_is_finished_by_two(tiny, tiny_folder, t
         evaluate(tiny, documents(), replace(SETTINGS, max_batch_tokens=600), folder, progress=stop)
     kept = (folder / "replies.jsonl").read_text().splitlines()
     assert 0 < len(kept) < 6
-    command, how = launched(folder, tiny_folder, hold=0)
-    done = subprocess.run(command, env=how, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
-    assert done.returncode == 0, done.stderr[-4000:]
+    said = launched(folder, tiny_folder, hold=0).finish()
     train = [one for one in own_documents() if one.split == Split.TRAIN]
     add_surface(undisturbed, json.loads((undisturbed / "metrics.json").read_text()), train, documents(), fitted_on="the starter")
     assert_same_files(folder, undisturbed)
     assert set(kept) <= set((folder / "replies.jsonl").read_text().splitlines())
     batches = [int((tmp_path / f"run.held.{rank}").read_text()) for rank in (0, 1)]
     assert min(batches) > 2, "one process did it all"
-    assert done.stdout.count("Replies, verdicts, metrics:") == 1, "both processes spoke"
+    assert said.count("Replies, verdicts, metrics:") == 1, "both processes spoke"
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 40])

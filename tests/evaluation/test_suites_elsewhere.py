@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from test_collecting import ROOT, SETTINGS, documents, launched
+from test_collecting import SETTINGS, documents, launched, sources
 
 from docward import servers
 from docward.cli.evaluating import evaluate_files
@@ -133,11 +131,9 @@ def test_a_suite_without_a_single_reply_leaves_no_rates(command, server, tmp_pat
 
 def test_a_suite_that_one_process_began_is_finished_by_two(tiny, tiny_folder, tmp_path, capsys):
     """The bytes of one undisturbed process; replies in float32 do not depend on what else is in a batch."""
-    launching, how = launched(tmp_path / "run", tiny_folder, hold=0)
-    sources = [f"{label}={tmp_path / f'{label}.jsonl'}" for label in ("malicious", "sensitive", "ordinary")]
 
-    def here(folder: Path, **options: Any) -> None:
-        evaluate_files("tiny", lambda: load(str(tiny_folder), dtype="float32"), sources, SETTINGS, None, folder, suites=["position", "opener"], **options)
+    def here(folder: Path) -> None:
+        evaluate_files("tiny", lambda: load(str(tiny_folder), dtype="float32"), sources(tmp_path), SETTINGS, None, folder, suites=["position", "opener"])
 
     here(tmp_path / "undisturbed")
     here(tmp_path / "run")
@@ -147,12 +143,11 @@ def test_a_suite_that_one_process_began_is_finished_by_two(tiny, tiny_folder, tm
         kept = place.joinpath("replies.jsonl").read_bytes().splitlines(keepends=True)[:7]
         place.joinpath("replies.jsonl").write_bytes(b"".join([*reversed(kept), b'{"key": "torn']))
     (tmp_path / "run" / "suites.json").unlink()
-    done = subprocess.run([*launching, "--suite", "position", "--suite", "opener"], env=how, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
-    assert done.returncode == 0, done.stderr[-4000:]
+    said = launched(tmp_path / "run", tiny_folder, "--suite", "position", "--suite", "opener", hold=0).finish()
     for name in FILES:
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes(), name
     assert not list((tmp_path / "run").rglob("replies.part-*"))
     assert len(read_rows(tmp_path / "run" / "suites" / "position" / "verdicts.jsonl", Verdict)) == 2 * len(SETTINGS.tasks) * len(documents())
     batches = [int((tmp_path / f"run.held.{rank}").read_text()) for rank in (0, 1)]
     assert min(batches) >= 1, "one process did it all"
-    assert done.stdout.count("Replies, verdicts, metrics:") == 1
+    assert said.count("Replies, verdicts, metrics:") == 1

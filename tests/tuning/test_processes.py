@@ -1,4 +1,4 @@
-"""Several processes, for real: what a launcher starts gives what one process gives, goes on from what another number of them left, and fails as one.
+"""Several processes, for real: what is launched gives what one process gives, goes on from what another number of them left, and fails as one.
 
 On the CPU, through gloo. Losses agree to 1e-4 of their value and weights to 1e-4 of their norm, in float32; 1e-6 is what was seen.
 """
@@ -11,13 +11,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 import yaml
@@ -32,12 +30,11 @@ from docward.recipe import Recipe, TuningSection, dump
 from docward.records import write_rows
 from docward.tuning.arguments import trainer_arguments
 from killed import started
-from launched import FlipJudge, hold
+from launched import FlipJudge, Launched, hold
 from tiny import some_documents
 
 ROOT = Path(__file__).parents[2]
 CLOSE = 1e-4  # of a loss, and of a weight matrix's norm: sums of float32 numbers in another order
-LAUNCHED = str(ROOT / "tests" / "launched.py")
 SLOW_BFLOAT16 = {"ONEDNN_MAX_CPU_ISA": "AVX2"}  # so that Docward takes float32 on all machines
 
 # Plain gradient descent without clipping: a gradient that is twice as large moves the weights twice as far, which Adam would hide.
@@ -98,23 +95,20 @@ def stop_here(folder: Path, end: Callable[[], None], error: type[BaseException])
             tune_here(folder)
 
 
-def command(folder: Path, *what: str, config: str = "ddp_cpu", verb: str = "tune") -> list[str]:
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "recipes" / "accelerate" / f"{config}.yaml")]
-    launcher += ["--num_processes", "2", "--main_process_port", "0"]
-    return [*launcher, *what, verb, str(folder.with_suffix(".yaml")), "--output-dir", str(folder)]
+def words(folder: Path, verb: str = "tune") -> list[str]:
+    return [verb, str(folder.with_suffix(".yaml")), "--output-dir", str(folder)]
 
 
-def environment(**more: str) -> dict[str, str]:
-    return os.environ | SLOW_BFLOAT16 | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")} | more
+def launch(folder: Path, verb: str = "tune") -> subprocess.CompletedProcess[str]:
+    """By the launcher itself, which takes 20 s."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "recipes" / "accelerate" / "ddp_cpu.yaml")]
+    command += ["--num_processes", "2", "--main_process_port", "0", "-m", "docward", *words(folder, verb)]
+    environment = os.environ | SLOW_BFLOAT16 | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
 
 
-def launch(folder: Path, *what: str, config: str = "ddp_cpu", verb: str = "tune", **more: str) -> subprocess.CompletedProcess[str]:
-    given = {"env": environment(**more), "cwd": ROOT, "capture_output": True, "text": True, "check": False, "timeout": 300}
-    return subprocess.run(command(folder, *what, config=config, verb=verb), **given)
-
-
-def fine(done: subprocess.CompletedProcess[str]) -> None:
-    assert done.returncode == 0, done.stderr[-4000:]
+def launched(folder: Path, **more: str) -> Launched:
+    return Launched(words(folder), folder.with_suffix(".said"), **more)
 
 
 def rows(folder: Path, name: str = "training.jsonl") -> list[dict[str, Any]]:
@@ -173,7 +167,8 @@ def probed(place: Place) -> Path:
 
 def test_two_processes_give_the_losses_and_the_adapter_of_one(place, exact):
     halved = place.run("exact-2", **EXACT, per_device_train_batch_size=3)
-    fine(launch(halved, "-m", "docward"))
+    done = launch(halved)
+    assert done.returncode == 0, done.stderr[-4000:]
     assert_same_run(halved, exact)
     assert len({round(row["loss"], 3) for row in rows(exact)}) > 3, "nothing is learned, so nothing is tested"
 
@@ -181,16 +176,8 @@ def test_two_processes_give_the_losses_and_the_adapter_of_one(place, exact):
 def test_what_two_killed_processes_leave_is_gone_on_from_by_one(place, probed):
     folder = place.run("killed-2", **PROBED, per_device_train_batch_size=3)
     held = folder.with_suffix(".held")
-    how = environment(FLIP_JUDGE="1", HOLD_AT="6", HELD=str(held))
-    with subprocess.Popen(command(folder, LAUNCHED), env=how, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as launcher:
-        deadline = time.monotonic() + 240
-        while not held.exists() and launcher.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        first = psutil.Process(launcher.pid)
-        tree = [*first.children(recursive=True), first]
-        for process in tree:
-            process.kill()
-        psutil.wait_procs(tree[:-1])
+    with launched(folder, FLIP_JUDGE="1", HOLD_AT="6", HELD=str(held)) as two:
+        two.wait(held.exists)
     assert held.exists()
     assert [row["step"] for row in rows(folder)] == [1, 2, 3, 4, 5, 6], "two steps were made that no checkpoint holds"
     assert sorted(one.name for one in (folder / "checkpoints").glob("checkpoint-*")) == ["checkpoint-4"]
@@ -213,7 +200,7 @@ def test_what_one_killed_process_leaves_is_gone_on_from_by_two(place, probed):
     assert child.exitcode == -signal.SIGKILL
     assert [row["step"] for row in rows(folder)][-1] == 6
     patience = folder.with_suffix(".patience")
-    fine(launch(folder, LAUNCHED, FLIP_JUDGE="1", PATIENCE=str(patience)))
+    launched(folder, FLIP_JUDGE="1", PATIENCE=str(patience)).finish()
     assert_same_run(folder, probed)
     assert probes(folder) == probes(probed)
     assert patience.read_text() == str(timedelta(days=1)), "they would not have waited for a long build"
@@ -239,7 +226,7 @@ def test_probes_differ_from_each_other_and_the_best_adapter_is_kept(probed):
 
 def test_weights_in_shards_give_the_adapter_of_one_process(place, exact):
     folder = place.run("fsdp2", **EXACT, per_device_train_batch_size=3)
-    fine(launch(folder, LAUNCHED, config="fsdp2_8gpu", AS_GPUS="1"))
+    launched(folder, config="fsdp2_8gpu", AS_GPUS="1").finish()
     assert_same_run(folder, exact)
     ids = torch.arange(40).reshape(1, -1)
     with torch.no_grad():
@@ -250,7 +237,7 @@ def test_weights_in_shards_give_the_adapter_of_one_process(place, exact):
 def test_a_fault_of_process_0_ends_all_and_is_said_once(place):
     folder = place.run("other", **EXACT)
     folder.with_suffix(".yaml").write_text(dump(place.recipe(**EXACT, lora_r=3)))
-    done = launch(folder, "-m", "docward")
+    done = launch(folder)
     assert done.returncode
     assert done.stderr.count("holds another recipe's run (tuning.lora_r: 8 there, 3 now)") == 1, done.stderr[-4000:]
     assert done.stderr.count("Traceback") <= 1, "the launcher's own"
@@ -258,7 +245,7 @@ def test_a_fault_of_process_0_ends_all_and_is_said_once(place):
 
 def test_a_fault_of_all_processes_is_said_once(place):
     folder = place.run("whole-loop", **EXACT)
-    done = launch(folder, "-m", "docward", verb="run")
+    done = launch(folder, "run")
     assert done.returncode
     assert done.stderr.count("docward run was started as 2 processes") == 1, done.stderr[-4000:]
     assert not (folder / "training.jsonl").exists()
