@@ -38,7 +38,8 @@ def default_dtype(device: str) -> torch.dtype:
 def bf16_speedup() -> float:
     """How many times faster a bfloat16 matrix product is than a float32 one on this CPU; takes about 50 ms.
 
-    The best of several turns counts: other work on the machine only ever slows one down, and two processes of one run must find the same.
+    The best of several turns counts, by one thread: other work on the machine only ever slows one down, most of all one that has to wait for a second, and two
+    processes of one run, or a run and its resumption, must find the same.
     """
     import torch
 
@@ -51,5 +52,10 @@ def bf16_speedup() -> float:
         return time.perf_counter() - start
 
     single, half = operands(torch.float32), operands(torch.bfloat16)
-    turns = [(seconds(*single), seconds(*half)) for _ in range(PROBES)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        turns = [(seconds(*single), seconds(*half)) for _ in range(PROBES)]
+    finally:
+        torch.set_num_threads(threads)
     return min(one for one, _ in turns) / min(other for _, other in turns)
