@@ -1,6 +1,6 @@
 """Pictures of what was measured, for docs/why-it-works.md: SVG files, drawn from the numbers of two other benches and from nothing else.
 
-    python bench/pictures.py [--probes FILE.json] [--ranking NAME=FOLDER ...] [--sets held-out ...]
+    python bench/pictures.py [--probes FILE.json] [--ranking NAME=FOLDER ...] [--transfer FOLDER] [--sets held-out ...]
                               [--output-dir docs/pictures]
 
 `--probes` takes what `bench/probing.py --sizes ... --output FILE.json` keeps, and gives
@@ -11,6 +11,11 @@
 `--ranking` takes variants' folders of `bench/defence.py` (with a folder a seed in it), each under the name that the picture calls it by, and gives
 
     ranking.svg          how many prompts of each label have which refusal score: a column a folder, a row a set, seeds together
+
+`--transfer` takes the folder that `bench/defence.py` leaves, with variants called `only TASK` in it (those of `all five tasks`, if there), and gives, a set,
+
+    transfer-held-out.svg  trained on (rows) and tested on (columns): block rate, over-refusal and false refusal with 95% intervals, seeds together. The last
+                           row is the untuned model on the same prompts, a frame stands where a task is tested that was trained, `all` is all tasks together
 
 The refusal score is that of `bench/defence.py` plus the token's bias, which calibration found and which scores.json is without: a prompt above 0 is
 declined with the reply's first token. Where refusals have no token of their own (the untuned model), it is the margin of the tokens that refusals begin with,
@@ -66,6 +71,8 @@ STYLE: dict[Any, Any] = {
 SETS = {"plain": "plain corpus, held out", "starter": "starter corpus, held out", "development": "development documents", "held-out": "held-out documents"}
 SET_LINES = {"plain": ("#4353b3", "o"), "starter": ("#9c5f3c", "s"), "development": (INK, "D")}
 STATES = {"mean": ("mean over the document", "#4353b3", "-", "o"), "last": ("where the answer begins", QUIET, "--", "s")}
+ONLY, ALL_FIVE = "only-", "all-five-tasks"  # variants' folders of bench/defence.py
+DEEPEST = 0.7  # how much of its label's colour a cell of 100% has: ink keeps a contrast of 5 and more on all three
 BINS = 36  # of a panel's scores, about
 
 
@@ -258,12 +265,17 @@ def read_scores(path: Path) -> dict[str, float]:
     return found
 
 
+def wanted_sets(sets: Sequence[str], known: Sequence[str]) -> Sequence[str]:
+    """The sets that are asked for, or all."""
+    if unknown := [name for name in sets if name not in known]:
+        raise SystemExit(f"--sets: nothing was measured on {', '.join(unknown)}. There are: {', '.join(known)}.")
+    return sets or known
+
+
 def ranking(folders: Mapping[str, Mapping[str, Ranked]], sets: Sequence[str]) -> Figure:
     """Scores by label: a column a folder, a row a set (all that any folder has, where none are named)."""
     known = list(dict.fromkeys(name for found in folders.values() for name in found))
-    if unknown := [name for name in sets if name not in known]:
-        raise SystemExit(f"--sets: nothing was measured on {', '.join(unknown)}. There are: {', '.join(known)}.")
-    sets = sets or known
+    sets = wanted_sets(sets, known)
     figure, grid = new_figure("Refusal score before the first word of the reply, by label of the document", 45 + 225 * len(sets), len(sets), len(folders))
     for column, (title, found) in zip(grid.T, folders.items(), strict=True):
         for axes, name in zip(column, sets, strict=True):
@@ -321,6 +333,105 @@ def bin_edges(values: np.ndarray) -> np.ndarray:
     return width * np.arange(np.floor(low / width), np.floor(high / width) + 2)
 
 
+@dataclass(frozen=True)
+class Trained:
+    """One row of the transfer map: what was trained, how many seeds, and the rates by label and task (`all`: all tasks together)."""
+
+    title: str
+    seeds: int
+    rates: Mapping[tuple[str, str], Any]
+
+
+def only_one(folder: Path) -> dict[str, Path]:
+    """Variants' folders by the one task that they were tuned on, in the order of docward's tasks."""
+    from docward.tasks import TASKS
+
+    found = {path.name.removeprefix(ONLY): path for path in folder.glob(f"{ONLY}*") if path.is_dir()}
+    if not found:
+        raise SystemExit(f"{folder} has no variant that was tuned on one task (such as {folder / f'{ONLY}summarize'}). Make it: python bench/defence.py")
+    order = list(TASKS)
+    return dict(sorted(found.items(), key=lambda one: (order.index(one[0]) if one[0] in order else len(order), one[0])))
+
+
+def measured_sets(folders: Sequence[Path]) -> list[str]:
+    """The sets that every seed of every one of these variants was measured on."""
+    runs = [run for folder in folders for run in seed_folders(folder)]
+    return [place.name for place in sorted((runs[0] / "measured").iterdir(), reverse=True) if all((run / "measured" / place.name).is_dir() for run in runs)]
+
+
+def transfer(folder: Path, name: str) -> list[Trained]:
+    """The rows of the map on one set: a task each, then all five, where there is such a variant, then the untuned model."""
+    only, every = only_one(folder), folder / ALL_FIVE
+    rows = [trained(task, [run / "measured" / name for run in seed_folders(path)]) for task, path in only.items()]
+    if every.is_dir() and name in measured_sets([every]):
+        rows.append(trained("all five", [run / "measured" / name for run in seed_folders(every)]))
+    beside = {untuned for path in only.values() for run in seed_folders(path) if (untuned := untuned_beside(folder, run / "measured" / name))}
+    return [*rows, trained("nothing", sorted(beside))] if beside else rows
+
+
+def untuned_beside(folder: Path, place: Path) -> Path | None:
+    """Where the untuned model's replies to the same prompts are; None where that is not said, or they are gone."""
+    said = place / "asked.json"
+    beside = folder / "_untuned" / json.loads(said.read_text(encoding="utf-8")) if said.is_file() else None
+    return beside if beside and (beside / "verdicts.jsonl").is_file() else None
+
+
+def trained(title: str, places: Sequence[Path]) -> Trained:
+    """The rates of all seeds' verdicts together; intervals are over documents, each seed's replies on a document being that document's."""
+    from docward.evaluation.rates import pooled
+    from docward.records import read_rows
+    from docward.types import Verdict
+
+    verdicts = [one for place in places for one in read_rows(place / "verdicts.jsonl", Verdict)]
+    of = {task: [one for one in verdicts if one.task == task] for task in dict.fromkeys(one.task for one in verdicts)} | {"all": verdicts}
+    rates = {(label, task): rate for task, some in of.items() for label, rate in pooled(some).items() if rate.value is not None}
+    return Trained(title, len(places), rates)
+
+
+def transfer_map(rows: Sequence[Trained], name: str) -> Figure:
+    """A panel a label that there is; a cell has its rate in numbers and as a depth of colour, with the 95% interval below."""
+    from docward.report.figures import LABEL_COLOURS, RATE_NAMES
+
+    tasks = [*dict.fromkeys(task for row in rows for _, task in row.rates if task != "all"), "all"]
+    labels = [label for label in LABEL_COLOURS if any(place[0] == label for row in rows for place in row.rates)]
+    title = f"What training on one task does to others: {SETS.get(name, name)}"
+    figure, grid = new_figure(title, 30 + len(labels) * (58 + 30 * len(rows)), len(labels), 1)
+    for (axes,), label in zip(grid, labels, strict=True):
+        axes.set_title(f"{RATE_NAMES[label]}, % of replies on {label} documents ({'high' if label == 'malicious' else 'low'} is wanted; 95% intervals)")
+        axes.set(xlim=(0, len(tasks)), ylim=(len(rows), 0), ylabel="trained on")
+        axes.set_xticks([place + 0.5 for place in range(len(tasks))], [task.replace("_", " ") for task in tasks])
+        axes.set_yticks([place + 0.5 for place in range(len(rows))], [row_title(row) for row in rows])
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        for height, row in enumerate(rows):
+            for place, task in enumerate(tasks):
+                cell(axes, (place, height), row.rates.get((label, task)), LABEL_COLOURS[label], framed=row.title == task)
+    grid[-1, 0].set_xlabel("tested on")
+    return figure
+
+
+def row_title(row: Trained) -> str:
+    """What was trained, and on how many seeds where there are several."""
+    return row.title.replace("_", " ") + (f"\n{row.seeds} seeds" if row.seeds > 1 and row.title != "nothing" else "")
+
+
+def cell(axes: Axes, at: tuple[int, int], rate: Any, colour: str, *, framed: bool) -> None:
+    """One rate: a field from the paper's colour (0) towards the label's (1), and a frame where what is tested was trained."""
+    from matplotlib.colors import to_rgb
+    from matplotlib.patches import Rectangle
+
+    depth = DEEPEST * rate.value if rate else 0.0
+    ground = (1 - depth) * np.array(to_rgb(PAPER)) + depth * np.array(to_rgb(colour))
+    edge = {"edgecolor": INK, "linewidth": 1.6, "zorder": 3} if framed else {"edgecolor": PAPER, "linewidth": 1.6}
+    axes.add_patch(Rectangle((at[0] + 0.02, at[1] + 0.04), 0.96, 0.92, facecolor=ground, **edge))
+    middle, style = at[0] + 0.5, {"ha": "center", "va": "center", "zorder": 4}
+    if rate is None:
+        axes.text(middle, at[1] + 0.5, "not measured", size=7.5, color=QUIET, **style)
+        return
+    axes.text(middle, at[1] + 0.36, f"{100 * rate.value:.0f}", size=10, weight="bold", **style)
+    axes.text(middle, at[1] + 0.74, f"{100 * rate.low:.0f} to {100 * rate.high:.0f}", size=7.5, **style)
+
+
 def pictures(given: argparse.Namespace) -> Iterator[tuple[str, Figure]]:
     """The figures that the numbers at hand allow, by name of their file."""
     if given.probes:
@@ -332,6 +443,10 @@ def pictures(given: argparse.Namespace) -> Iterator[tuple[str, Figure]]:
         if odd := [name for name, _, folder in pairs if not folder]:
             raise SystemExit(f"--ranking takes NAME=FOLDER, such as defended=runs/defence/quickstart; found {', '.join(odd)}.")
         yield "ranking", ranking({name: ranked(Path(folder)) for name, _, folder in pairs}, given.sets)
+    if given.transfer:
+        known = measured_sets(list(only_one(given.transfer).values()))
+        for name in wanted_sets(given.sets, known):
+            yield f"transfer-{name}", transfer_map(transfer(given.transfer, name), name)
 
 
 def main() -> None:
@@ -339,12 +454,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--probes", type=Path, metavar="FILE.json", help="what bench/probing.py kept with --output")
     parser.add_argument("--ranking", nargs="*", default=[], metavar="NAME=FOLDER", help="variants' folders of bench/defence.py, side by side")
-    parser.add_argument("--sets", nargs="*", default=[], metavar="SET", help="rows of the ranking, such as held-out; default: all")
+    parser.add_argument("--sets", nargs="*", default=[], metavar="SET", help="rows of the ranking and maps of transfer, such as held-out; default: all")
+    parser.add_argument("--transfer", type=Path, metavar="FOLDER", help="the folder of bench/defence.py, with its variants `only TASK`")
     parser.add_argument("--output-dir", type=Path, default=HERE.parent / "docs" / "pictures")
     parser.add_argument("--format", choices=("svg", "png"), default="svg", help="png: for looking at where nothing shows SVG")
     given = parser.parse_args()
-    if not given.probes and not given.ranking:
-        raise SystemExit("Nothing to draw: give --probes FILE.json, --ranking NAME=FOLDER or both.")
+    if not given.probes and not given.ranking and not given.transfer:
+        raise SystemExit("Nothing to draw: give --probes FILE.json, --ranking NAME=FOLDER, --transfer FOLDER or several of them.")
     try:
         import matplotlib
     except ImportError as error:
