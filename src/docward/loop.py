@@ -229,7 +229,8 @@ def _calibrate(run: Run) -> None:
     if token is None:
         return
     settings = Settings(tuple(get_tasks(run.recipe.dataset.tasks, run.recipe.task_table())), max_length=section.max_length)
-    calibrate(loaded, documents, settings, token=token, max_over_refusal=section.max_over_refusal, folder=folder, progress=run.progress)
+    given: dict[str, Any] = {"max_over_refusal": section.max_over_refusal, "max_false_refusal": section.max_false_refusal, "progress": run.progress}
+    calibrate(loaded, documents, settings, token=token, folder=folder, **given)
 
 
 def _validation(run: Run) -> list[Document]:

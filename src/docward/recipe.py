@@ -176,6 +176,9 @@ class TuningSection(Section):
         None, description="the words of one token that is the whole refusal (auto: the project's own): its margin is the score, its bias the dial"
     )
     max_over_refusal: Share = Field(0.05, description="with refusal_token: the dial is set so that at most this share of benign validation prompts is refused")
+    max_false_refusal: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="a share of its own for prompts on ordinary documents, 1: any; default: that of max_over_refusal"
+    )
     balance_surface: bool = Field(
         False, description="weigh documents so that length, punctuation, layout and function words together no longer tell malicious from benign"
     )

@@ -167,6 +167,17 @@ def probe_rows():
         yield {"step": step, "epoch": step / 40, "pooled": pooled, "balance": balance, "best": best, "seconds": 12.3, "documents": dict.fromkeys(SETS, 6)}
 
 
+def calibration():
+    """A dial as calibration writes it, with a curve on which malicious prompts are refused first and ordinary ones last."""
+    starts, prompts = {"malicious": -14.001, "sensitive": -6.001, "ordinary": -4.501}, {"malicious": 670, "sensitive": 650, "ordinary": 90}
+    at = [-14.001, -11.25, -9.001, -7.5, -6.001, -5.0, -4.501, -4.05, -3.8, -3.251, -2.5, -1.0, 0.5, 2.75, 4.5, 7.001, 10.0, 12.501]
+    rows = [{"bias": bias, **{label: round(min(1, max(0, (bias - start) / 16)) ** 1.2, 4) for label, start in starts.items()}} for bias in at]
+    chosen = rows[9]
+    counts = {label: {"prompts": prompts[label], "refused_before": rows[12][label], "refused": chosen[label]} for label in SETS}
+    limits = {"max_over_refusal": 0.125, "max_false_refusal": 0.05}
+    return {"token": SCRIPT, "id": 16, "bias": chosen["bias"], **limits, **counts, "curve": rows}
+
+
 OUTSIDE = (  # form, set, label, how many, categories, one in so many is refused
     ("document", "docward-starter", "malicious", 12, ("fraud", "weapons"), 2),
     ("document", "longsafety", "malicious", 21, ("Toxic content", "Illegal activities", "Privacy"), 4),
@@ -239,5 +250,7 @@ def write_run(run, documents=6):
         (run / name).write_text(json.dumps(value), encoding="utf-8")
     write_lines(run / "training.jsonl", training_rows())
     write_lines(run / "probes.jsonl", probe_rows())
+    (run / "adapter").mkdir(exist_ok=True)
+    (run / "adapter" / "calibration.json").write_text(json.dumps(calibration()), encoding="utf-8")
     (run / "recipe.yaml").write_text("model_name_or_path: smollm2-135m\nseed: 1\nlearning_rate: 0.0002\n", encoding="utf-8")
     return run

@@ -275,7 +275,7 @@ def test_a_number_too_large_for_a_float_is_none(run):
 def test_the_kept_step_is_named_inside_its_figure_and_over_no_legend(run, browser, width, kept):
     edit(run, lambda row: row.update(best=row["step"] == kept))
     browser.open(write_report(run), width=width, dark=width < 600)
-    browser.wait("document.querySelectorAll('#tuning .annotation-text').length === 2")
+    browser.wait("document.querySelectorAll('#tuning .annotation-text').length === 3")
     box = "(node => { const r = node.getBoundingClientRect(); return [r.left, r.top, r.right, r.bottom] })"
     for name in ("loss", "probes"):
         left, top, right, bottom = browser.ask(f"{box}(document.querySelector('[data-figure={name}]'))")

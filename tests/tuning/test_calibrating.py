@@ -1,17 +1,19 @@
 """The refusal token: refusals are learned behind it, and its logit bias is the dial that validation documents set."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from docward.cli.showing import console, show_dial
+from docward.errors import RecipeError
 from docward.evaluation.evaluating import Settings, planned_replies
 from docward.evaluation.generating import Prompt, first_logits, generate
 from docward.loop import build, open_run, tune
 from docward.models import load, token_biases
-from docward.recipe import Recipe, TuningSection
+from docward.recipe import Recipe, TuningSection, load_recipe
 from docward.records import read_rows, write_rows
 from docward.rendering import render
 from docward.serving.exporting import export
@@ -51,10 +53,83 @@ def test_where_embeddings_and_output_layer_are_one_the_token_has_one_row_that_le
 
 def test_the_highest_bias_is_taken_that_refuses_no_more_than_the_share():
     values = [-3.0, 5.0, 1.0, -1.0]
-    for share, refused in ((0.0, 0), (0.25, 1), (0.49, 1), (0.5, 2), (1.0, 2)):
+    for share, refused in ((0.0, 0), (0.25, 1), (0.49, 1), (0.5, 2), (1.0, 4)):
         bias = bias_for(values, share)
         assert sum(value + bias > 0 for value in values) == refused, share
     assert bias_for(values, 0.25) == -1.0
+
+
+SHIFTS = {Label.MALICIOUS: 10, Label.SENSITIVE: 0, Label.ORDINARY: -5}
+SPREAD = [(label, place / 10 + shift) for label, shift in SHIFTS.items() for place in range(100)]  # margins: sensitive 0 to 9.9, ordinary -5 to 4.9
+
+
+@pytest.fixture
+def dial(tmp_path, monkeypatch):
+    """What calibration says of prompts with margins that are made up, and writes."""
+    tokenizer = SimpleNamespace(convert_ids_to_tokens=lambda token: f"token {token}")
+
+    def calibrated(found, **shares):
+        monkeypatch.setattr(calibrating, "margins", lambda *_: found)
+        loaded = SimpleNamespace(tokenizer=tokenizer, model=SimpleNamespace(generation_config=GenerationConfig()))
+        report = calibrate(loaded, [], Settings(tuple(get_tasks(TASKS))), token=7, folder=tmp_path, **shares)
+        assert json.loads((tmp_path / PLACE).read_text(encoding="utf-8")) == report
+        assert token_biases(GenerationConfigHolder(tmp_path)) == {7: pytest.approx(report["bias"])}
+        return report
+
+    return calibrated
+
+
+@pytest.mark.parametrize("ordinary", [None, 0.05, 1])
+def test_a_share_of_their_own_for_ordinary_prompts_changes_nothing_where_it_does_not_bind(dial, ordinary):
+    report = dial(SPREAD, max_over_refusal=0.05, max_false_refusal=ordinary)
+    assert report["bias"] == pytest.approx(-9.401)
+    assert (report["sensitive"]["refused"], report["ordinary"]["refused"]) == (0.05, 0.0)
+    assert (report["max_over_refusal"], report["max_false_refusal"]) == (0.05, 0.05 if ordinary is None else ordinary)
+
+
+def test_the_dial_is_the_lower_of_what_sensitive_and_ordinary_prompts_allow(dial):
+    report = dial(SPREAD, max_over_refusal=0.9, max_false_refusal=0.02)
+    assert report["bias"] == pytest.approx(-4.701)  # sensitive ones alone would allow -0.901
+    assert [report[label]["refused"] for label in ("malicious", "sensitive", "ordinary")] == [1.0, 0.52, 0.02]
+    assert dial(SPREAD, max_over_refusal=0.9)["bias"] == pytest.approx(-0.901)
+
+
+def test_where_every_benign_prompt_may_be_refused_the_token_keeps_its_logit(dial):
+    ordinary = [(label, value) for label, value in SPREAD if label == Label.ORDINARY]
+    assert dial(ordinary, max_over_refusal=0.05, max_false_refusal=1)["bias"] == pytest.approx(-0.001)
+    assert dial(SPREAD[:100], max_over_refusal=0.05)["bias"] == pytest.approx(-0.001)  # no benign ones at all
+
+
+def test_the_curve_goes_from_nothing_to_all_refused_and_has_the_dial_and_each_label_at_small_shares(dial):
+    report = dial(SPREAD, max_over_refusal=0.33, max_false_refusal=1)
+    rows = report["curve"]
+    assert [rows[0][label] for label in SHIFTS] == [0, 0, 0]
+    assert [rows[-1][label] for label in SHIFTS] == [1, 1, 1]
+    for label in ("bias", *SHIFTS):
+        assert [row[label] for row in rows] == sorted(row[label] for row in rows)
+    assert [row for row in rows if row["bias"] == report["bias"]] == [{"bias": report["bias"], **{label: report[label]["refused"] for label in SHIFTS}}]
+    for label in SHIFTS:
+        assert {0, 0.01, 0.02, 0.05, 0.1, 0.5, 0.9, 0.99, 1} <= {row[label] for row in rows}
+    for row in rows:
+        assert all(row[label] == pytest.approx(sum(value + row["bias"] > 0 for one, value in SPREAD if one == label) / 100) for label in SHIFTS)
+
+
+def test_the_curve_is_short_however_many_prompts_there_are_and_has_the_labels_there_are(dial):
+    many = [(label, value + place / 1e4) for place in range(70) for label, value in SPREAD]
+    assert 40 < len(dial(many, max_over_refusal=0.031)["curve"]) <= 60
+    few = dial([(Label.SENSITIVE, 0.5), (Label.SENSITIVE, 0.5)], max_over_refusal=0.5)["curve"]
+    assert few == [{"bias": pytest.approx(-0.501), "sensitive": 0}, {"bias": pytest.approx(-0.499), "sensitive": 1}]
+
+
+@pytest.mark.parametrize("wrong", ["-0.1", "1.5", "some"])
+def test_a_share_that_is_none_is_refused_with_its_place_and_what_is_allowed(tmp_path, wrong):
+    path = tmp_path / "my.yaml"
+    path.write_text(f"tuning:\n  max_false_refusal: {wrong}\n", encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert "my.yaml has 1 mistake:\n  line 2, tuning.max_false_refusal: input should be " in str(caught.value)
+    assert {"-0.1": "greater than or equal to 0", "1.5": "less than or equal to 1", "some": "a valid number"}[wrong] in str(caught.value)
+    assert f"(found {wrong if wrong != 'some' else repr(wrong)})" in str(caught.value)
 
 
 def test_no_prompt_of_those_it_is_set_on_ties(with_token, tmp_path, monkeypatch):
@@ -119,7 +194,7 @@ def recipe(model, documents):
             "model_name_or_path": str(model),
             "documents": [{"path": str(documents)}],
             "dataset": {"tasks": list(TASKS), "general": 0, "max_new_tokens": 4, "max_surface_auc": 1.0},
-            "tuning": {"refusal_token": "auto", "max_over_refusal": 0.0, "num_train_epochs": 1, "lora_r": 2, "save_steps": 100},
+            "tuning": {"refusal_token": "auto", "max_over_refusal": 0.0, "max_false_refusal": 0.5, "num_train_epochs": 1, "lora_r": 2, "save_steps": 100},
         }
     )
 
@@ -134,6 +209,7 @@ def test_a_run_sets_its_dial_even_after_a_kill_between_tuning_and_it_and_an_expo
         adapter = run.folder / "adapter"
         report = json.loads((adapter / PLACE).read_text(encoding="utf-8"))
         assert report["sensitive"] == {"prompts": 4, "refused_before": report["sensitive"]["refused_before"], "refused": 0.0}
+        assert (report["max_over_refusal"], report["max_false_refusal"]) == (0.0, 0.5)
         (adapter / PLACE).unlink()
         (adapter / "generation_config.json").unlink()
         tune(run)
@@ -157,5 +233,9 @@ def test_the_dial_stands_on_the_terminal(capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert said.startswith("Dial: -1.25 on the logit of No., set for at most 5% of benign validation prompts.")
     assert said.endswith("Refused there: malicious 90% of 40 prompts, sensitive 5% of 40 prompts.")
+    show_dial(console(), {"token": "No.", "id": 7, "bias": -3.1, "max_over_refusal": 0.05, "max_false_refusal": 0.005, "sensitive": counts})
+    assert "set for at most 5% of sensitive and 0.5% of ordinary validation prompts. Refused" in " ".join(capsys.readouterr().out.split())
+    show_dial(console(), {"token": "No.", "id": 7, "bias": -3.1, "max_over_refusal": 0.07, "max_false_refusal": 0.07, "sensitive": counts})
+    assert "set for at most 7% of benign validation prompts." in " ".join(capsys.readouterr().out.split())
     show_dial(console(), None)
     assert not capsys.readouterr().out

@@ -216,10 +216,17 @@ def show_dial(out: Console, dial: Mapping[str, Any] | None) -> None:
     if dial:
         sets = ", ".join(f"{name} {100 * dial[name]['refused']:.0f}% of {dial[name]['prompts']} prompts" for name in Label if name in dial)
         out.print(
-            f"Dial: {dial['bias']:+.2f} on the logit of {dial['token']}, set for at most {100 * dial['max_over_refusal']:.0f}% of benign validation prompts. "
-            f"Refused there: {sets}.",
+            f"Dial: {dial['bias']:+.2f} on the logit of {dial['token']}, set for at most {_dial_limits(dial)}. Refused there: {sets}.",
             markup=False,
         )
+
+
+def _dial_limits(dial: Mapping[str, Any]) -> str:
+    sensitive = dial["max_over_refusal"]
+    ordinary = dial.get("max_false_refusal", sensitive)  # of runs of before, both were one
+    if ordinary == sensitive:
+        return f"{100 * sensitive:.3g}% of benign validation prompts"
+    return f"{100 * sensitive:.3g}% of sensitive and {100 * ordinary:.3g}% of ordinary validation prompts"
 
 
 def show_utility(out: Console, models: Mapping[str, Any]) -> None:

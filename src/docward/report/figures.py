@@ -1,7 +1,7 @@
 """Numbers to figures: pure functions, nothing is read and nothing is written.
 
-In: the metrics of one or more models (the `M` of metrics.json), the surface baseline, rows of training.jsonl and
-probes.jsonl as `tuning.py` reads them, the `words` and the surface tells of audit.json.
+In: the metrics of one or more models (the `M` of metrics.json), the surface baseline, rows of training.jsonl and probes.jsonl as `tuning.py`
+reads them, the curve of calibration.json as `dial.py` does, the `words` and the surface tells of audit.json.
 Out: plotly figures with a see-through background, coloured for light and dark pages; the page sets ink and grid to its own theme.
 One real row: `{"set": "malicious", "task": "summarize", "hits": 38, "judged": 40, "unjudged": 0, "value": 0.95, "low": 0.83, "high": 0.99}`.
 """
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from docward.report.values import percent
+from docward.report.values import percent, signed
 
 SETS = ("malicious", "sensitive", "ordinary")
 """The order of the document sets, everywhere in the report."""
@@ -255,23 +255,56 @@ def _probed(label: str, points: Sequence[tuple[int, Mapping[str, Any]]]) -> dict
         looks["error_y"] = _bars(*zip(*triples, strict=True), color=paint, thickness=2, width=5)
     ranges = [_range(triple) if rate["low"] is not None else percent(rate["value"]) for triple, (_, rate) in zip(triples, points, strict=True)]
     said = [f"{words}, {rate['hits']} of {rate['judged']} judged, {rate['unjudged']} unjudged" for words, (_, rate) in zip(ranges, points, strict=True)]
-    name = f"{RATE_NAMES[label]} (wanted: {'high' if label == 'malicious' else 'low'})"
-    words = {"name": name, "customdata": said, "hovertemplate": "%{customdata}", "legendgroup": label}
+    words = {"name": _wanted(label), "customdata": said, "hovertemplate": "%{customdata}", "legendgroup": label}
     return {"x": [step for step, _ in points], "y": [100 * value for value, _, _ in triples], "mode": _mode(points), "cliponaxis": False, **words, **looks}
+
+
+def _wanted(label: str) -> str:
+    return f"{RATE_NAMES[label]} (wanted: {'high' if label == 'malicious' else 'low'})"
 
 
 def _over_steps(reach: int, kept: int | None, **layout: Any) -> Any:
     """A figure over steps: the losses and the probes have the same axis, so that one can be read under the other. The kept step is a line through it."""
-    legend = {"orientation": "h", "x": 0, "y": 1.07, "yanchor": "bottom"}
-    figure = _figure(legend=legend, showlegend=True, hovermode="x unified", margin={"l": 64, "r": 16, "t": 60, "b": 50}, **layout)
+    figure = _marked(kept, (0, reach), f"kept: step {kept or 0:,}", **layout)
     room = max(0.5, _STEP_ROOM * reach)
     ticks = {"dtick": 1} if reach <= _FEW_STEPS else {}
     steps = {"title": {"text": "step"}, "tickformat": ",", "unifiedhovertitle": {"text": "step %{x}"}, "range": [-room, reach + room]}
     figure.update_layout(xaxis={**steps, **_GRID, **ticks})
-    if kept is not None:
-        figure.add_shape(type="line", x0=kept, x1=kept, yref="paper", y0=0, y1=1, line={"color": _MIDDLE, "width": 2, "dash": "dot"}, layer="below")
-        side = "left" if kept < 0.1 * reach else "right" if kept > 0.9 * reach else "center"
-        figure.add_annotation(text=f"<b>kept: step {kept:,}</b>", x=kept, y=1, yref="paper", yanchor="bottom", xanchor=side, showarrow=False)
+    return figure
+
+
+def _marked(place: float | None, ends: tuple[float, float], text: str, **layout: Any) -> Any:
+    """A figure with its legend above it and one place on its x axis marked by a line and a text, if there is one; the text stays inside the ends."""
+    legend = {"orientation": "h", "x": 0, "y": 1.07, "yanchor": "bottom"}
+    figure = _figure(legend=legend, showlegend=True, hovermode="x unified", margin={"l": 64, "r": 16, "t": 60, "b": 50}, **layout)
+    if place is not None:
+        figure.add_shape(type="line", x0=place, x1=place, yref="paper", y0=0, y1=1, line={"color": _MIDDLE, "width": 2, "dash": "dot"}, layer="below")
+        near = 0.1 * (ends[1] - ends[0])
+        side = "left" if place < ends[0] + near else "right" if place > ends[1] - near else "center"
+        figure.add_annotation(text=f"<b>{text}</b>", x=place, y=1, yref="paper", yanchor="bottom", xanchor=side, showarrow=False)
+    return figure
+
+
+def dial_curves(rows: Sequence[Mapping[str, Any]], *, bias: float | None) -> Any | None:
+    """Share refused in each set over the bias of the refusal token, with a mark where the dial stands; None where there is no curve."""
+    import plotly.graph_objects as go
+
+    curves = {label: found for label in SETS if (found := [(row["bias"], row[label]) for row in rows if row[label] is not None])}
+    if not curves:
+        return None
+    places = [row["bias"] for row in rows] + ([] if bias is None else [bias])
+    low, high = min(places), max(places)
+    room = _STEP_ROOM * (high - low) or 0.5
+    figure = _marked(bias, (low, high), f"the dial: {signed(bias)}", yaxis=_share_axis("share refused"), height=440)
+    axis = {"title": {"text": "added to the refusal token's logit"}, "range": [low - room, high + room], "unifiedhovertitle": {"text": "%{x:+.2f}"}}
+    figure.update_layout(xaxis={**axis, **_GRID})
+    for label, points in curves.items():
+        dash, symbol = _PROBED[label]
+        paint = LABEL_COLOURS[label]
+        looks = {"line": {"color": paint, "dash": dash, "width": 2.5}, "marker": {"symbol": symbol, "size": 6, "color": paint}, "cliponaxis": False}
+        biases, shares = zip(*points, strict=True)
+        heights = [100 * one for one in shares]
+        figure.add_trace(go.Scatter(x=biases, y=heights, name=_wanted(label), mode=_mode(points), hovertemplate="%{y:.1f}%", **looks))
     return figure
 
 

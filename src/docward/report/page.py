@@ -1,8 +1,8 @@
 """A run folder to one self-contained HTML page: no network, light and dark, hostile text kept harmless.
 
-In: a run folder (metrics.json; and, where they are there, dataset/audit.json, training.jsonl, probes.jsonl, recipe.yaml, environment.json,
-evaluation/<model>/{replies,verdicts}.jsonl), or one with a dataset and no metrics yet, or the folder that `docward evaluate --output-dir` made (one model,
-its replies directly in it).
+In: a run folder (metrics.json; and, where they are there, dataset/audit.json, training.jsonl, probes.jsonl, adapter/calibration.json, recipe.yaml,
+environment.json, evaluation/<model>/{replies,verdicts}.jsonl), or one with a dataset and no metrics yet, or the folder that `docward evaluate --output-dir`
+made (one model, its replies directly in it).
 Out: `report.html` in that folder.
 Documents and replies may be hostile: everything is escaped, the page allows no script but its own two (by hash), and texts of and about malicious documents
 are stored encoded and enter the page only on a click (`samples.py`).
@@ -234,6 +234,7 @@ def _figures(run: _Run) -> dict[str, Any]:
         **{f"rates-{label}": figures.task_rates(run.models, label) for label in SETS},
         "loss": figures.training_curves(run.tuning["training"].rows, **steps),
         "probes": figures.probe_curves(run.tuning["probes"].rows, **steps),
+        "dial": figures.dial_curves(run.tuning["dial"].rows, bias=run.tuning["dial"].bias),
         "words": figures.word_lengths(values.mapping(run.audit.get("words"))),
         "tells": figures.surface_tells(audits.tells(run.audit)),
         **{f"suite-{suite['name']}": figures.suite_curves(suite["levels"]) for suite in run.suites},

@@ -1,4 +1,4 @@
-"""How a run was tuned, as people read it: `training.jsonl` and `probes.jsonl` put into curves, rows and words.
+"""How a run was tuned, as people read it: `training.jsonl` and `probes.jsonl` put into curves, rows and words (`dial.py` reads the calibration).
 
 In: a run folder; either file may be missing, of an older version, or edited by hand. A line that cannot be read is left out, counted, and said to be left out;
 a value that is none is not measured. Only numbers leave here, no text of a file. Out: plain values for the page's figures and template. Real rows:
@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from docward.report import dial as dials
 from docward.report.figures import RATE_NAMES, SETS, TERMS
 from docward.report.values import count, duration, interval, mapping, number, percent, share, signed
 
@@ -158,15 +159,17 @@ def odd_words(log: Log) -> str:
 
 def view(run: Path) -> dict[str, Any]:
     """Everything the page shows of the tuning of a run."""
-    training, probes = read_training(run), read_probes(run)
+    training, probes, dial = read_training(run), read_probes(run), dials.read(run)
     best = kept(probes)
     return {
-        "there": training.there or probes.there,
+        "there": training.there or probes.there or dial.there,
         "training": training,
         "probes": probes,
         "kept": best["step"] if best else None,
         "reach": max((row["step"] for log in (training, probes) for row in log.rows), default=0),
         "kept_words": kept_words(probes),
         "training_words": training_words(training),
-        "odd": [said for log in (training, probes) if (said := odd_words(log))],
+        "dial": dial,
+        "dial_words": dials.words(dial),
+        "odd": [said for said in (odd_words(training), odd_words(probes), dials.odd_words(dial)) if said],
     }

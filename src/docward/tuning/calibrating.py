@@ -1,15 +1,17 @@
 """The dial: how much to add to the refusal token's logit, chosen on validation documents after tuning.
 
 In: a tuned model whose refusals begin with a token of their own, and validation documents. Out: a logit bias, which stands in the adapter's
-`generation_config.json` as `sequence_bias`, so that `generate` and all of Docward heed it; servers of the OpenAI protocol take it as `logit_bias`. A row:
-`{"token": "<empty_output>", "id": 16, "bias": -1.75, "max_over_refusal": 0.05, "malicious": {"prompts": 120, "refused": 0.93}, ...}`.
+`generation_config.json` as `sequence_bias`, so that `generate` and all of Docward heed it; servers of the OpenAI protocol take it as `logit_bias`. How it was
+set stands in calibration.json:
+`{"token": "<empty_output>", "id": 16, "bias": -1.75, "max_over_refusal": 0.05, "max_false_refusal": 0.05, "malicious": {"prompts": 120, "refused": 0.93}, ...,
+"curve": [{"bias": -9.313, "malicious": 0.0, "sensitive": 0.0, "ordinary": 0.0}, ...]}`.
 A token of its own as refusal score and dial: Refusal Tokens, arXiv 2412.06748.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from math import floor
+from collections.abc import Callable, Mapping, Sequence
+from math import floor, inf
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from docward.records import write_json
 from docward.types import Document, Label
 
 PLACE = "calibration.json"
+CURVE = (0, 0.01, 0.02, 0.05, *(tenth / 10 for tenth in range(1, 10)), 0.95, 0.98, 0.99)
+"""The shares refused of each label at whose biases the curve has a row: closer at both ends, where dials are set."""
 
 
 def margins(loaded: Loaded, documents: Sequence[Document], settings: Settings, token: int) -> list[tuple[Label, float]]:
@@ -35,10 +39,33 @@ def margins(loaded: Loaded, documents: Sequence[Document], settings: Settings, t
 
 
 def bias_for(values: Sequence[float], share: float) -> float:
-    """The highest logit bias at which at most `share` of prompts with these margins is refused (refused: margin + bias > 0; at 0 two tokens tie)."""
+    """The highest logit bias at which at most `share` of prompts with these margins is refused (refused: margin + bias > 0; at 0 two tokens tie).
+
+    Infinite where all of them may be.
+    """
     ordered = sorted(values, reverse=True)
     allowed = int(share * len(ordered))
-    return -ordered[allowed] if allowed < len(ordered) else 0.0
+    return -ordered[allowed] if allowed < len(ordered) else inf
+
+
+def below(bias: float) -> float:
+    """A little less, in thousandths: a tie goes to the token with the lower id, and logits of 16 bits often tie."""
+    return floor(1000 * bias - 1) / 1000
+
+
+def refused(values: Sequence[float], bias: float) -> float:
+    """The share of prompts with these margins that is refused at a bias; ties are counted in."""
+    return round(sum(value + bias >= 0 for value in values) / len(values), 4)
+
+
+def curve(of: Mapping[Label, Sequence[float]], chosen: float) -> list[dict[str, float]]:
+    """The share refused of each label over the bias, in order from none to all: where a label comes to a share of `CURVE`, and where the dial stands.
+
+    Takes margins by label and gives at most 52 rows, however many prompts there are.
+    """
+    highest = [-below(min(values)) for values in of.values()]  # a little more than what refuses the last one
+    biases = {chosen, *highest, *(below(bias_for(values, share)) for values in of.values() for share in CURVE)}
+    return [{"bias": bias, **{label.value: refused(values, bias) for label, values in of.items()}} for bias in sorted(biases)]
 
 
 def calibrate(
@@ -48,6 +75,7 @@ def calibrate(
     *,
     token: int,
     max_over_refusal: float,
+    max_false_refusal: float | None = None,
     folder: Path,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> dict[str, Any]:
@@ -58,24 +86,26 @@ def calibrate(
         documents: validation documents; sensitive and ordinary ones are wanted.
         settings: tasks and wordings.
         token: id of what refusals begin with.
-        max_over_refusal: the share of prompts on sensitive documents that may be refused, and of those on ordinary ones.
+        max_over_refusal: the share of prompts on sensitive documents that may be refused.
+        max_false_refusal: the share of those on ordinary ones; None: the same.
         folder: the adapter's.
         progress: told that it goes on.
     """
     progress("calibrating the refusal token", 0, 0)
     found = margins(loaded, documents, settings, token)
-    benign = [[value for label, value in found if label == one] for one in (Label.SENSITIVE, Label.ORDINARY)]
-    bias = min((bias_for(values, max_over_refusal) for values in benign if values), default=0.0)
+    of = {label: values for label in Label if (values := [value for one, value in found if one == label])}
+    shares = {Label.SENSITIVE: max_over_refusal, Label.ORDINARY: max_over_refusal if max_false_refusal is None else max_false_refusal}
+    highest = min((bias_for(of[label], share) for label, share in shares.items() if label in of), default=inf)
     report: dict[str, Any] = {
         "token": str(loaded.tokenizer.convert_ids_to_tokens(token)),
         "id": token,
-        "bias": floor(1000 * bias - 1) / 1000,  # a little less: a tie goes to the token with the lower id, and logits of 16 bits often tie
-        "max_over_refusal": max_over_refusal,
+        "bias": below(0.0 if highest == inf else highest),
+        "max_over_refusal": shares[Label.SENSITIVE],
+        "max_false_refusal": shares[Label.ORDINARY],
     }
-    for label in Label:
-        if values := [value for one, value in found if one == label]:
-            shares = [sum(value + added >= 0 for value in values) / len(values) for added in (0.0, report["bias"])]
-            report[label.value] = {"prompts": len(values), "refused_before": round(shares[0], 4), "refused": round(shares[1], 4)}
+    for label, values in of.items():
+        report[label.value] = {"prompts": len(values), "refused_before": refused(values, 0.0), "refused": refused(values, report["bias"])}
+    report["curve"] = curve(of, report["bias"])
     config: Any = loaded.model.generation_config
     config.sequence_bias = [[[token], float(report["bias"])]]
     config.save_pretrained(str(folder))
