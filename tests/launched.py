@@ -145,7 +145,7 @@ def process(words: list[str], environment: dict[str, str], said: Path) -> None:
     os.environ.clear()
     os.environ.update(environment)
     torch.set_num_threads(1)
-    devices.bf16_speedup = lambda: 0.0
+    devices.fast_in_bf16 = lambda: False
     sys.argv = ["docward", *words]
     main()
 

@@ -5,6 +5,7 @@ In: nothing, this machine is looked at. Out: the name of a device, and a dtype.
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,19 @@ def default_dtype(device: str) -> torch.dtype:
     """bfloat16 where it is the faster one, else float32."""
     import torch
 
-    return torch.bfloat16 if device != "cpu" or (processes.spread() and torch.accelerator.is_available()) or bf16_speedup() > 1.2 else torch.float32
+    return torch.bfloat16 if device != "cpu" or (processes.spread() and torch.accelerator.is_available()) or fast_in_bf16() else torch.float32
+
+
+def fast_in_bf16() -> bool:
+    """Whether this CPU is to compute in bfloat16: it has instructions for that (AVX-512 BF16 or AMX), or else is faster when tried.
+
+    Where instructions tell, nothing is tried: other work on the machine could change the answer, and weights in another precision are other weights, from which
+    a run that was stopped does not go on. What `ONEDNN_MAX_CPU_ISA` forbids is not counted.
+    """
+    import torch
+
+    tells = [getattr(torch.cpu, name, bool) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    return ("ONEDNN_MAX_CPU_ISA" not in os.environ and any(one() for one in tells)) or bf16_speedup() > 1.2
 
 
 def bf16_speedup() -> float:

@@ -129,7 +129,7 @@ def _packages() -> list[Line]:
 def _machine() -> list[Line]:
     import psutil
 
-    from docward.devices import best_device, bf16_speedup
+    from docward.devices import best_device, bf16_speedup, fast_in_bf16
 
     memory = psutil.virtual_memory()
     device = best_device()
@@ -144,7 +144,7 @@ def _machine() -> list[Line]:
         ("device", device, "" if device != "cpu" else "no GPU: small models only"),
     ]
     if device == "cpu":
-        lines.append(("bfloat16", f"{speedup:.2f} times float32's speed", "used" if speedup > 1.2 else "not worth it here: float32 is used"))
+        lines.append(("bfloat16", f"{speedup:.2f} times float32's speed", "used" if fast_in_bf16() else "not worth it here: float32 is used"))
     return lines
 
 
