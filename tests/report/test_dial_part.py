@@ -5,7 +5,7 @@ import re
 
 import pytest
 from invented_run import SCRIPT, SECRET, SETS, calibration
-from pages import change, embedded, render, words
+from pages import assert_note_and_legend_fit, change, embedded, render, words
 
 from docward.report import dial as dials
 from docward.report import figures
@@ -186,14 +186,6 @@ def test_the_mark_of_the_dial_is_inside_its_figure_and_over_no_legend(run, path,
     render(run)
     browser.open(run / "report.html", width=width, dark=width < 600)
     browser.wait("document.querySelector('[data-figure=dial] .annotation-text') !== null")
-    box = "(node => { const r = node.getBoundingClientRect(); return [r.left, r.top, r.right, r.bottom] })"
-    left, top, right, bottom = browser.ask(f"{box}(document.querySelector('[data-figure=dial]'))")
-    note, legend = (browser.ask(f"{box}(document.querySelector('[data-figure=dial] .{name}'))") for name in ("annotation-text", "legend"))
-    for inner in (note, legend):
-        assert (left, top) <= (inner[0], inner[1])
-        assert inner[2] <= right
-        assert inner[3] <= bottom
-        assert top <= inner[1]
-    assert legend[3] <= note[1] + 2
+    assert_note_and_legend_fit(browser, "dial")
     assert browser.ask("document.documentElement.scrollWidth") <= width
     assert browser.complaints() == []

@@ -5,7 +5,7 @@ import re
 
 import pytest
 from invented_run import SCRIPT, SECRET, SETS, audit, probe_rows, rate, training_rows, write_lines
-from pages import change, embedded, render, words
+from pages import assert_note_and_legend_fit, change, embedded, render, words
 
 from docward.report import figures
 from docward.report import tuning as tunings
@@ -276,17 +276,8 @@ def test_the_kept_step_is_named_inside_its_figure_and_over_no_legend(run, browse
     edit(run, lambda row: row.update(best=row["step"] == kept))
     browser.open(write_report(run), width=width, dark=width < 600)
     browser.wait("document.querySelectorAll('#tuning .annotation-text').length === 3")
-    box = "(node => { const r = node.getBoundingClientRect(); return [r.left, r.top, r.right, r.bottom] })"
     for name in ("loss", "probes"):
-        left, top, right, bottom = browser.ask(f"{box}(document.querySelector('[data-figure={name}]'))")
-        note = browser.ask(f"{box}(document.querySelector('[data-figure={name}] .annotation-text'))")
-        legend = browser.ask(f"{box}(document.querySelector('[data-figure={name}] .legend'))")
-        for inner in (note, legend):
-            assert (left, top) <= (inner[0], inner[1])
-            assert inner[2] <= right
-            assert inner[3] <= bottom
-            assert top <= inner[1]
-        assert legend[3] <= note[1] + 2
+        assert_note_and_legend_fit(browser, name)
     assert browser.ask("document.documentElement.scrollWidth") <= width
     assert browser.complaints() == []
 
