@@ -169,6 +169,42 @@ def test_directions_heed_weights(tokened):
     assert without[1].abs() < 0.5 * without[0]
 
 
+@pytest.mark.parametrize("compute", ["rows", "shared"])
+def test_the_fit_sees_each_document_in_pieces_that_are_the_whole_of_it(tokened, compute, monkeypatch):
+    monkeypatch.setattr(reading_head, "PIECE", 4)
+    groups, _ = training_groups(tokened, DOCUMENTS, SECTION)
+    model = prepare(tokened, SECTION)
+    _, places = reading_heads(tokened, SECTION)
+    passes, fitted = fit_passes(groups, 600, compute), []
+    lengths = [len(row.rendered.document) for one in passes for group in one for row in group.rows]
+    monkeypatch.setattr(reading_head, "reading_directions", lambda *given: fitted.append(given) or reading_directions(*given))
+    with torch.no_grad(), shared_layout(model) if compute == "shared" else nullcontext():
+        read = reading_head._read(model, places, passes, compute, lambda *_: None)
+        give_reading_heads(model, places, groups, SECTION, compute)
+    cut = [[len(piece) for piece in torch.arange(length).chunk(max(1, round(length / 4)))] for length in lengths]
+    assert max(map(len, cut)) > 2
+    assert read.pieces.tolist() == [len(some) for some in cut]
+    for seen in read.seen:
+        mine = zip(seen.pieces.split(read.pieces.tolist()), cut, seen.means, strict=True)
+        assert all(torch.allclose(torch.tensor(some, dtype=torch.float) @ pieces / sum(some), mean, atol=1e-4) for pieces, some, mean in mine)
+    [(features, _, _, pieces)] = fitted
+    assert all(len(some) == int(pieces.sum()) for some, _ in features)
+    assert int(pieces.sum()) > 2 * len(pieces)
+
+
+def test_a_document_in_many_pieces_weighs_as_much_as_one_in_few():
+    draw = torch.Generator().manual_seed(0)
+    means, refuse = torch.randn(400, 6, generator=draw), torch.rand(400, generator=draw) < 0.5
+    means[:, 0] += refuse
+    long = torch.rand(400, generator=draw) < 0.15
+    means[long, 1] += 4 * (2 * refuse[long].float() - 1)  # what tells long documents alone
+    pieces = torch.where(long, 20, 1)
+    nothing = torch.zeros(6, 1)
+    [once] = reading_directions([(means, nothing)], refuse, torch.ones(400), ONE[:400])
+    [many] = reading_directions([(means.repeat_interleave(pieces, 0), nothing)], refuse, torch.ones(400), pieces)
+    assert torch.nn.functional.cosine_similarity(once, many, 0) > 0.95
+
+
 def test_what_is_huge_around_documents_counts_for_nothing():
     """A direction that tells the labels is not read where a few states around documents (such as those of a template) are huge along it."""
     means = drawn(0, 300, 32) * torch.linspace(1, 4, 32)

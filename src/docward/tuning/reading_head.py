@@ -123,11 +123,10 @@ def give_reading_heads(
         return False
     if not all(bool(torch.isfinite(one).all()) for one in (read.last.squares, *(states for seen in read.seen for states in (seen.means, seen.answers)))):
         return False
-    features = [(one.means, left_out(harmless(one, read.refuse, read.general), one.around)) for one in read.seen]
     owner = torch.repeat_interleave(torch.arange(len(told)), read.pieces)
-    inside = [(seen.pieces[told[owner]], nothing) for seen, (_, nothing) in zip(read.seen, features, strict=True)]
-    found = reading_directions(inside, read.refuse[told], read.weights[told], read.pieces[told])
-    parts = [means @ reads for (means, _), reads in zip(features, found, strict=True)]
+    features = [(one.pieces[told[owner]], left_out(harmless(one, read.refuse, read.general), one.around)) for one in read.seen]
+    found = reading_directions(features, read.refuse[told], read.weights[told], read.pieces[told])
+    parts = [one.means @ reads for one, reads in zip(read.seen, found, strict=True)]
     score = torch.stack(parts).sum(0)
     spread = float(score[told].std())
     if not spread > 0:
