@@ -4,9 +4,9 @@ In: a model with a fresh adapter and the training rows. Out: adapter weights, fo
 late layer look at all they may see alike; each reads off a direction, the two of one logistic regression that tells malicious from benign documents, and writes
 it along the direction that the rest of the model heeds least, so that the sum of both stands there. The mean over a document tells intent far better than the
 last state does; that of a middle layer tells documents like those fitted on best, that of a late one those of another hand, and both side by side have the
-better of each (`bench/probing.py --together`, docs/lab-log.md). It is fitted on pieces of documents, each as malicious as its whole, so that it does not go by
-what stands in a document once: documents of another hand are told better (`bench/probing.py --pieces`). The heads are those of their layers that benign
-answers miss least; heads that share values with one of them lose a direction of values for it (`head_weights.py`); nothing else changes.
+better of each (`bench/probing.py --together`, docs/lab-log.md). It is fitted on pieces of documents, each as malicious as its whole; on the
+quickstart's rows that told documents of another hand better than a fit on whole ones (docs/lab-log.md). The heads are those of their layers that benign answers
+miss least; heads that share values with one of them lose a direction of values for it (`head_weights.py`); nothing else changes.
 Heads that are missed little can go: arXiv 1905.10650.
 """
 
