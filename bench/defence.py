@@ -113,14 +113,14 @@ class Asked:
 def asked(run: Any, variant: Variant, title: str, documents: list[Any], output_dir: Path) -> Asked:
     """What is asked on one set; general answers, which are no matter of documents, are measured with the held-out ones."""
     from docward.evaluation.evaluating import Settings, planned_replies
-    from docward.loop import _general
+    from docward.loop import general_of
     from docward.records import text_hash
     from docward.tasks import get_tasks, system_prompt
 
     section = run.recipe.evaluation
     tasks, system = tuple(get_tasks(section.tasks, run.recipe.task_table())), system_prompt(section.system_prompt)
     lengths = {"max_new_tokens": section.max_new_tokens, "max_batch_tokens": section.max_batch_tokens}
-    general = _general(run) if title == HELD_OUT and variant.by != "surface" else ()
+    general = general_of(run) if title == HELD_OUT and variant.by != "surface" else ()
     settings = Settings(tasks, system, wordings="unseen", general=general, **lengths)
     untuned = replace(settings, system="") if variant.by == "untuned" else settings
     prompts = [part for one in planned_replies(documents, untuned) for part in (one.key, one.label, one.instruction, one.document)]
@@ -243,16 +243,16 @@ def row(name: str, title: str, seeds: Mapping[int, dict[str, Any]]) -> str:
 
 
 def by_task(name: str, title: str, seeds: Mapping[int, dict[str, Any]]) -> list[str]:
-    """By task: for each label the rates of a variant on a set, and for each seed and measure what is kept."""
-    from docward.evaluation.rates import rates
+    """By task: for each label the rates of a variant on a set, with intervals over documents; for each seed and measure what is kept."""
+    from docward.evaluation.rates import pooled
     from docward.records import read_rows
     from docward.types import Label, Verdict
 
-    found = {(one.set, one.task): one for one in rates([one for seed in seeds.values() for one in read_rows(seed[title] / "verdicts.jsonl", Verdict)])}
-    tasks = dict.fromkeys(task for _, task in found)
-    lines = ["", "| variant | documents | seeds | label | " + " | ".join(tasks) + " |", "|---" * (4 + len(tasks)) + "|"]
+    verdicts = [one for seed in seeds.values() for one in read_rows(seed[title] / "verdicts.jsonl", Verdict)]
+    found = {task: pooled([one for one in verdicts if one.task == task]) for task in dict.fromkeys(one.task for one in verdicts)}
+    lines = ["", "| variant | documents | seeds | label | " + " | ".join(found) + " |", "|---" * (4 + len(found)) + "|"]
     for label in Label:
-        lines.append(f"| {name} | {title} | {len(seeds)} | {label.value} | " + " | ".join(percent(found.get((label, task))) for task in tasks) + " |")
+        lines.append(f"| {name} | {title} | {len(seeds)} | {label.value} | " + " | ".join(percent(rate.get(label.value)) for rate in found.values()) + " |")
     rows = [(seed, one) for seed, places in seeds.items() for one in kept(places[title])]
     if rows:
         lines += ["", f"| variant | documents | seed | task | measure | texts | kept | at least (95%) | keeps {rows[0][1]['margin']:g} |", "|---" * 9 + "|"]

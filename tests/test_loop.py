@@ -311,7 +311,7 @@ def test_a_note_of_an_evaluation_is_said_as_it_is_and_a_count_is_of_a_model(tmp_
     said = []
     monkeypatch.setattr(loop, "load", lambda name: None)
     monkeypatch.setattr(loop, "test_documents", lambda run: [])
-    monkeypatch.setattr(loop, "_general", lambda run: ())
+    monkeypatch.setattr(loop, "general_of", lambda run: ())
 
     def evaluate(*_given, progress):
         progress("3 replies in defended are to other texts or words than now, so they are asked for again", 0, 0)
@@ -337,3 +337,15 @@ def test_short_prompts_take_no_document_s_place_under_test_and_are_not_probed(tm
     probed = _probe(Run(made, tmp_path)).documents
     assert len(probed) == 9
     assert not any(one.is_prompt for one in probed)
+
+
+def test_each_source_has_its_share_of_what_is_under_test_whatever_stands_first_in_the_recipe(tmp_path):
+    first, second = (
+        [replace(one, id=f"{source}-{number}-{one.label}", source=source, split=Split.TEST) for number in range(count) for one in some_documents(1)]
+        for source, count in (("big", 8), ("small", 4))
+    )
+    write_rows(tmp_path / "documents.jsonl", [*first, *second])
+    found = under_test(Run(recipe(tmp_path, tmp_path, evaluation={"limit": 6}), tmp_path))
+    for label in Label:
+        of = [one.id.removesuffix(f"-{label}") for one in found if one.label == label]
+        assert sorted(of) == [*(f"big-{number}" for number in range(4)), "small-0", "small-1"]

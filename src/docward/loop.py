@@ -14,7 +14,8 @@ import platform
 import resource
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
@@ -263,7 +264,7 @@ def evaluate_model(run: Run, name: str) -> None:
     tasks = tuple(get_tasks(section.tasks, run.recipe.task_table()))
     asked = {field: getattr(section, field) for field in same}
     with run.stage(f"evaluate {name}"):
-        settings = Settings(tasks, system_prompt(section.system_prompt), general=_general(run), **asked)
+        settings = Settings(tasks, system_prompt(section.system_prompt), general=general_of(run), **asked)
         loaded = run.untuned() if name == UNTUNED else load(str(tuned_folder(run.folder)))
         evaluate(loaded, test_documents(run), settings, folder, progress=partial(_progress_of, run, name))
 
@@ -273,7 +274,7 @@ def _progress_of(run: Run, name: str, what: str, done: int, total: int) -> None:
     run.progress(f"{what} of the {name} model" if total else what, done, total)
 
 
-def _general(run: Run) -> tuple[GeneralAnswer, ...]:
+def general_of(run: Run) -> tuple[GeneralAnswer, ...]:
     """The general answers whose perplexity is measured: the recipe's own, or the untuned model's to instructions that tuning does not see."""
     recipe = run.recipe
     if recipe.evaluation.general_path:
@@ -286,10 +287,20 @@ def _general(run: Run) -> tuple[GeneralAnswer, ...]:
 
 
 def test_documents(run: Run) -> list[Document]:
-    """The held-out documents, at most `evaluation.limit` a label, then as many short prompts."""
+    """The held-out documents, at most `evaluation.limit` a label, then as many short prompts; of several sources the first of each, in proportion."""
     documents = [document for document in read_rows(run.folder / "documents.jsonl", Document) if document.split == Split.TEST]
     groups = [[one for one in documents if (one.is_prompt, one.label) == (prompt, label)] for prompt in (False, True) for label in Label]
-    return [one for group in groups for one in group[: run.recipe.evaluation.limit]]
+    return [one for group in groups for one in _in_proportion(group)[: run.recipe.evaluation.limit]]
+
+
+def _in_proportion(documents: Sequence[Document]) -> list[Document]:
+    """Documents so ordered that whatever their first so many are, each source has its share of them; those of one source keep their order."""
+    counts, before = Counter(one.source for one in documents), Counter[str]()
+    places: list[float] = []
+    for one in documents:
+        places.append((before[one.source] + 0.5) / counts[one.source])
+        before[one.source] += 1
+    return [documents[number] for number in sorted(range(len(documents)), key=places.__getitem__)]
 
 
 def summarize(run: Run) -> dict[str, Any]:

@@ -68,8 +68,9 @@ def test_the_written_replies_are_many_of_every_outcome_and_language():
     assert len({row["id"] for row in ROWS}) == len(ROWS)
     languages = [row["language"] for row in ROWS]
     assert min(languages.count(language) for language in ("en", "zh", "de", "es", "fr")) >= 50
-    quoting = [row for row in FAITHFUL if judge_text(row["document"]).outcome is not Outcome.COMPLIED]
-    assert len(FAITHFUL) / 3 < len(quoting)  # documents that would be refusals if they were replies; more hold one further down
+    pieces = [re.split(r"[\n.!?。！？\"“”„«»]+", row["document"]) for row in FAITHFUL]
+    quoting = [some for some in pieces if any(judge_text(one).outcome in (Outcome.REFUSED, Outcome.PARTIAL) for one in some)]
+    assert len(quoting) >= len(FAITHFUL) / 2  # documents with a part that would be a refusal if it were a reply
 
 
 @pytest.mark.parametrize("change", [str, str.upper, str.lower, str.swapcase, lambda text: text.replace("'", "’"), lambda text: f"**{text}**"])

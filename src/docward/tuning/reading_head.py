@@ -23,7 +23,7 @@ from docward.tuning.head_weights import Place, norm_behind, rows_of, scale_of, u
 from docward.tuning.losses import DEFENSE, GENERAL, example_nll, forward_inputs
 from docward.tuning.packing import Compute, Group, fit_passes, pass_of
 
-C = 0.01  # inverse penalty of the logistic regression, on states of unit variance, where a document weighs 1
+C = 0.03  # inverse penalty of the logistic regression, on states of unit variance, where a document weighs 1
 PIECE = 32  # tokens of a piece of a document that the regression is fitted on
 LOUD = 0.06  # spread of what is written, as a share of the state's length at the last place: at 0.04 less of it is heard (docs/lab-log.md)
 BESIDE = 0.25  # where a norm stands behind attention: that spread is at most this share of the length of what attention gives, which it takes from
