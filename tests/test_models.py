@@ -11,6 +11,7 @@ import torch
 from docward import models
 from docward.errors import ModelError
 from docward.models import ALIASES, load, resolve
+from tiny import byte_tokenizer
 
 
 def test_the_alias_gives_a_model_that_answers(real):
@@ -108,6 +109,63 @@ def test_a_gguf_that_is_none_is_a_clear_error(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="cannot be read as a GGUF model"):
         load(str(broken))
     assert not list((tmp_path / "cache").glob("gguf-*"))
+
+
+def write_gguf(path, folder):
+    """A folder's model as llama.cpp's converter lays it out: in float32, queries and keys with the two halves of each head in turn."""
+    from gguf import MODEL_ARCH, GGUFWriter, TokenType, get_tensor_name_map
+
+    loaded = load(str(folder), dtype="float32")
+    config, tokenizer = loaded.model.config, loaded.tokenizer
+    words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    special = {word for word, one in tokenizer.get_added_vocab().items()}
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    file = GGUFWriter(path, "llama")
+    file.add_context_length(config.max_position_embeddings)
+    file.add_embedding_length(config.hidden_size)
+    file.add_block_count(config.num_hidden_layers)
+    file.add_feed_forward_length(config.intermediate_size)
+    file.add_head_count(config.num_attention_heads)
+    file.add_head_count_kv(config.num_key_value_heads)
+    file.add_layer_norm_rms_eps(config.rms_norm_eps)
+    file.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    file.add_vocab_size(config.vocab_size)
+    file.add_tokenizer_model("gpt2")
+    file.add_token_list(words)
+    file.add_token_types([TokenType.CONTROL if word in special else TokenType.NORMAL for word in words])
+    file.add_token_merges([" ".join(pair) for pair in json.loads((folder / "tokenizer.json").read_text())["model"]["merges"]])
+    for name in ("bos", "eos", "pad"):
+        getattr(file, f"add_{name}_token_id")(getattr(tokenizer, f"{name}_token_id"))
+    file.add_chat_template(tokenizer.chat_template)
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, weight in loaded.model.state_dict().items():
+        part = next((heads[part] for part in heads if part in name), None)
+        turned = weight if part is None else weight.view(part, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+        file.add_tensor(names.get_name(name, (".weight",)), turned.float().numpy())
+    file.write_header_to_file()
+    file.write_kv_data_to_file()
+    file.write_tensors_to_file()
+    file.close()
+
+
+def test_a_gguf_by_path_is_the_model_it_was_made_from(tiny_copy, tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.setenv("DOCWARD_CACHE", str(tmp_path / "cache"))
+    whole = load(str(tiny_copy), dtype="float32").model
+    tokenizer = byte_tokenizer(words=["two lines of text"])  # a GGUF's has merges
+    whole.resize_token_embeddings(len(tokenizer))
+    whole.save_pretrained(tiny_copy)
+    tokenizer.save_pretrained(tiny_copy)
+    write_gguf(tmp_path / "tiny.gguf", tiny_copy)
+    first, found = load(str(tiny_copy), dtype="float32"), load(str(tmp_path / "tiny.gguf"), dtype="float32")
+    messages = [{"role": "user", "content": "Two lines\nof text, 25% off."}]
+    ids, again = (
+        one.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"] for one in (first, found)
+    )
+    assert ids.tolist() == again.tolist()
+    assert torch.allclose(first.model(ids).logits, found.model(ids).logits, atol=1e-5)
+    assert len(list((tmp_path / "cache").glob("gguf-tiny-*"))) == 1
 
 
 def test_a_model_without_a_chat_template_gets_the_alpaca_prompt(tiny_copy):
