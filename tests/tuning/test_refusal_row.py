@@ -139,7 +139,7 @@ def test_the_row_is_fitted_where_refusals_begin_and_against_each_token_of_all_ot
 
 def test_all_labels_are_among_the_rows_that_the_token_is_fitted_on(with_token, monkeypatch):
     """They take turns in the data: every third document would be of one label."""
-    monkeypatch.setattr(refusal_row, "MOST_ROWS", 6)
+    monkeypatch.setattr(refusal_row, "SOME_ROWS", 6)
     monkeypatch.setattr(refusal_row, "reading_heads", lambda *_: (0, []))
     loaded = load(str(with_token), dtype="float32")
     groups, _ = training_groups(loaded, training_examples(), SECTION)

@@ -25,7 +25,7 @@ from docward.tuning.packing import Compute, Group, fit_passes
 from docward.tuning.reading_head import batch_of, give_reading_heads
 from docward.tuning.refusal_token import refusal_token_id
 
-MOST_ROWS = 1200  # enough to fit the row on, and half a minute
+SOME_ROWS = 1200  # the row is fitted on so many, or on half of them where that is more: beyond that it hardly gains (docs/lab-log.md)
 RIDGE = 1000.0  # of the penalty, on states of unit variance (1 / C in scikit-learn)
 LATER = 4.0  # weight of all later places of a benign answer, beside its first: the token must not come up at any of them
 HEAT = 4.0  # log-odds are margins divided by it: the louder the row, the less the other tokens' own ups and downs decide, which tell nothing of intent
@@ -46,7 +46,7 @@ def begin_from_a_fit(
     Args:
         loaded: the model's tokenizer.
         model: with a fresh adapter, in the layout that `compute` wants.
-        groups: training rows; for the row, at most about MOST_ROWS of them are read.
+        groups: training rows; for the row, of more than SOME_ROWS a part is read.
         section: the recipe's.
         compute: the layout.
         progress: told how many passes are done.
@@ -72,7 +72,8 @@ def begin_from_a_fit(
 
 
 def _fitted(model: Any, groups: Sequence[Group], section: TuningSection, compute: Compute, token: int, row: torch.Tensor, progress: Any) -> Any:
-    share = min(1.0, MOST_ROWS / sum(len(group.rows) for group in groups))
+    rows = sum(len(group.rows) for group in groups)
+    share = min(1.0, max(SOME_ROWS, rows / 2) / rows)
     some = Random(0).sample(list(groups), max(1, round(share * len(groups))))  # by chance: labels take turns in the data
     passes = fit_passes(some, section.max_batch_tokens, compute)
     parts: list[tuple[torch.Tensor, ...]] = []
