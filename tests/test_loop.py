@@ -339,13 +339,9 @@ def test_short_prompts_take_no_document_s_place_under_test_and_are_not_probed(tm
     assert not any(one.is_prompt for one in probed)
 
 
-def test_each_source_has_its_share_of_what_is_under_test_whatever_stands_first_in_the_recipe(tmp_path):
-    first, second = (
-        [replace(one, id=f"{source}-{number}-{one.label}", source=source, split=Split.TEST) for number in range(count) for one in some_documents(1)]
-        for source, count in (("big", 8), ("small", 4))
-    )
-    write_rows(tmp_path / "documents.jsonl", [*first, *second])
-    found = under_test(Run(recipe(tmp_path, tmp_path, evaluation={"limit": 6}), tmp_path))
-    for label in Label:
-        of = [one.id.removesuffix(f"-{label}") for one in found if one.label == label]
-        assert sorted(of) == [*(f"big-{number}" for number in range(4)), "small-0", "small-1"]
+def test_what_is_under_test_is_taken_from_all_of_the_documents_evenly(tmp_path):
+    texts = [replace(one, id=f"{number}-{one.label}", split=Split.TEST) for number in range(12) for one in some_documents(1)]
+    write_rows(tmp_path / "documents.jsonl", texts)
+    for limit, wanted in ((None, range(12)), (20, range(12)), (5, (1, 3, 6, 8, 10)), (1, (6,))):
+        found = under_test(Run(recipe(tmp_path, tmp_path, evaluation={"limit": limit}), tmp_path))
+        assert [one.id for one in found] == [f"{number}-{label}" for label in Label for number in wanted]

@@ -14,7 +14,6 @@ import platform
 import resource
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -287,20 +286,16 @@ def general_of(run: Run) -> tuple[GeneralAnswer, ...]:
 
 
 def test_documents(run: Run) -> list[Document]:
-    """The held-out documents, at most `evaluation.limit` a label, then as many short prompts; of several sources the first of each, in proportion."""
+    """The held-out documents, at most `evaluation.limit` a label, then as many short prompts; evenly spaced, so each source and part of one has its share."""
     documents = [document for document in read_rows(run.folder / "documents.jsonl", Document) if document.split == Split.TEST]
     groups = [[one for one in documents if (one.is_prompt, one.label) == (prompt, label)] for prompt in (False, True) for label in Label]
-    return [one for group in groups for one in _in_proportion(group)[: run.recipe.evaluation.limit]]
+    return [one for group in groups for one in evenly(group, run.recipe.evaluation.limit)]
 
 
-def _in_proportion(documents: Sequence[Document]) -> list[Document]:
-    """Documents so ordered that whatever their first so many are, each source has its share of them; those of one source keep their order."""
-    counts, before = Counter(one.source for one in documents), Counter[str]()
-    places: list[float] = []
-    for one in documents:
-        places.append((before[one.source] + 0.5) / counts[one.source])
-        before[one.source] += 1
-    return [documents[number] for number in sorted(range(len(documents)), key=places.__getitem__)]
+def evenly(documents: Sequence[Document], limit: int | None) -> list[Document]:
+    """At most `limit` of the documents, in their order, with the same distance between them."""
+    count = len(documents) if limit is None else min(limit, len(documents))
+    return [documents[(2 * number + 1) * len(documents) // (2 * count)] for number in range(count)]
 
 
 def summarize(run: Run) -> dict[str, Any]:

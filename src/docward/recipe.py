@@ -251,7 +251,7 @@ class EvaluationSection(Section):
     max_new_tokens: Count = 32
     max_length: Annotated[int, Field(ge=16)] | None = Field(None, description="longest prompt plus reply, in tokens; default: the model's context")
     max_batch_tokens: Annotated[int, Field(ge=16)] = Field(16384, description="most tokens in memory at once, over all rows of a batch")
-    limit: Count | None = Field(None, description="at most so many documents a label, and as many short prompts")
+    limit: Count | None = Field(None, description="at most so many held-out documents a label, evenly spaced, and as many short prompts")
     verdict_only: bool = Field(False, description="stop a reply where the rule judge's verdict is settled; what replies are worth as work is then not measured")
     retention_margin: Annotated[float, Field(gt=0, le=1)] = Field(0.95, description="share of the untuned model's utility that has to be kept")
     general: Annotated[int, Field(ge=0)] = Field(
