@@ -149,8 +149,6 @@ def write_gguf(path, folder):
 
 
 def test_a_gguf_by_path_is_the_model_it_was_made_from(tiny_copy, tmp_path, monkeypatch):
-    import torch
-
     monkeypatch.setenv("DOCWARD_CACHE", str(tmp_path / "cache"))
     whole = load(str(tiny_copy), dtype="float32").model
     tokenizer = byte_tokenizer(words=["two lines of text"])  # a GGUF's has merges

@@ -152,7 +152,7 @@ def test_all_labels_are_among_the_rows_that_the_token_is_fitted_on(with_token, m
     monkeypatch.setattr(refusal_row, "fit_passes", lambda some, *_: seen.extend(some) or [some])
     begin_from_a_fit(loaded, prepare(loaded, SECTION), mixed, SECTION, "rows")
     assert {group.rows[0].term for group in seen} == {"defense", "benign"}
-    assert len(seen) < len(mixed)
+    assert len(seen) == len(mixed) / 2  # more than six
 
 
 def test_nothing_is_fitted_where_logits_are_scaled(with_token):
