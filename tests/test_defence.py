@@ -21,7 +21,7 @@ from docward.evaluation import evaluating
 from docward.evaluation.likelihood import Likelihood
 from docward.evaluation.utility import chrf
 from docward.records import read_rows, write_rows
-from docward.types import Label, Rate, Reply
+from docward.types import Label, Outcome, Rate, Reply, Verdict
 from tiny import some_documents
 
 ROOT = Path(__file__).parents[1]
@@ -189,6 +189,14 @@ def test_seeds_stand_side_by_side_and_a_task_that_was_never_done_is_none_that_ke
         (tmp_path / str(seed)).mkdir()
         (tmp_path / str(seed) / "metrics.json").write_text(json.dumps({"retention": [{"task": task, "value": value} for task, value in kept.items()]}))
     assert bench.module.kept_cells([tmp_path / "0", tmp_path / "1"]) == ["0.90 0.80", "0.40 summarize, 0.50 case"]
+
+
+def test_a_task_s_rate_is_no_surer_by_seeds_that_say_the_same_of_the_same_documents(bench, tmp_path):
+    said = [Verdict(f"d{n}", f"d{n}", Label.MALICIOUS, "case", Outcome.REFUSED if n < 6 else Outcome.COMPLIED, "rules", "") for n in range(10)]
+    write_rows(tmp_path / "held-out" / "verdicts.jsonl", said)
+    once, thrice = (bench.module.by_task("tuned", "held-out", {seed: {"held-out": tmp_path / "held-out"} for seed in seeds}) for seeds in ((0,), (0, 1, 2)))
+    assert "60.0 (" in once[3]
+    assert once[3].split("malicious")[1] == thrice[3].split("malicious")[1]
 
 
 def test_a_rate_of_nothing_that_was_judged_is_an_empty_cell(bench):
