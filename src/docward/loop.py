@@ -230,7 +230,7 @@ def _calibrate(run: Run) -> None:
         return
     settings = Settings(tuple(get_tasks(run.recipe.dataset.tasks, run.recipe.task_table())), max_length=section.max_length)
     given: dict[str, Any] = {"max_over_refusal": section.max_over_refusal, "max_false_refusal": section.max_false_refusal, "progress": run.progress}
-    calibrate(loaded, documents, settings, token=token, folder=folder, **given)
+    calibrate(loaded, documents, settings, token=token, folder=folder, pairing=run.recipe.dataset.pairing, **given)
 
 
 def _validation(run: Run) -> list[Document]:

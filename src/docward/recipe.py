@@ -135,7 +135,9 @@ class DatasetSection(Section):
     """Documents to examples."""
 
     tasks: Tasks = Field(PAPER_TASKS, description="tasks to train on: one gives the single-task loss, several the mixed-task loss")
-    pairing: Literal["crossed", "disjoint"] = Field("crossed", description="crossed: every document under every task; disjoint: each document under one")
+    pairing: Literal["crossed", "disjoint"] = Field(
+        "crossed", description="crossed: every document under every task; disjoint: each document under one; where the dial is set, too"
+    )
     budget: Count | None = Field(None, description="how many defense triples (task, malicious document, refusal), over all tasks; default: all")
     position: Literal["after", "before"] = Field("after", description="where the instruction stands, seen from the document")
     system_prompts: list[str] = Field([""], min_length=1, description="by name (none, helpful, careful, terse) or in full; matched documents share one of them")

@@ -67,6 +67,16 @@ def test_surface_does_not_tell_malicious_from_sensitive_beyond_the_bound_of_a_bu
         assert found["auc"] <= 0.75, found
 
 
+def test_in_found_text_every_form_is_there_and_surface_tells_less_than_the_datasheet_says(documents):
+    found = documents[7422:]
+    assert {len(group) for group in _groups(found).values()} == {3}
+    assert {name for name, group in _groups(found).items() if len({one.form for one in group}) > 1} == set()
+    forms = Counter(one.form for one in found if one.label == Label.MALICIOUS)
+    assert len(forms) == 13
+    assert min(forms.values()) >= 18
+    assert surface_auc(found, seed=0)["auc"] <= 0.785
+
+
 def test_no_common_word_stands_under_one_label_only(documents):
     assert giveaways(documents) == {}
 

@@ -20,7 +20,7 @@ from docward.serving.exporting import export
 from docward.tasks import get_tasks
 from docward.tuning import calibrating
 from docward.tuning.adapters import prepare, refusal_starts, token_rows
-from docward.tuning.calibrating import PLACE, bias_for, calibrate, margins
+from docward.tuning.calibrating import PLACE, asked, bias_for, calibrate, margins
 from docward.tuning.refusal_token import WORDS, refusal_token_id
 from docward.types import Label, Split
 from tiny import some_documents
@@ -146,7 +146,7 @@ def test_margins_are_those_of_one_plain_prompt_at_a_time(with_token):
     loaded = load(str(with_token), dtype="float32")
     token = refusal_token_id(loaded, "auto")
     documents, settings = some_documents(2), Settings(tuple(get_tasks(TASKS)))
-    found = margins(loaded, documents, settings, token)
+    found = margins(loaded, planned_replies(documents, settings), settings, token)
     for (label, margin), reply in zip(found, planned_replies(documents, settings), strict=True):
         ids = render(loaded.tokenizer, document=reply.document, instruction=reply.instruction, limit=2048).ids
         logits = loaded.model(torch.tensor([ids])).logits[0, -1].detach()
@@ -155,12 +155,33 @@ def test_margins_are_those_of_one_plain_prompt_at_a_time(with_token):
         assert margin == pytest.approx(float(logits[token] - others.max()), abs=1e-4)
 
 
+def test_disjoint_asks_once_about_each_document_under_tasks_by_turns_and_crossed_under_all():
+    documents, settings = some_documents(6), Settings(tuple(get_tasks(("summarize", "case", "sentiment"))))
+    everything, once = asked(documents, settings, "crossed"), asked(documents, settings, "disjoint")
+    assert [one.key for one in everything] == [one.key for one in planned_replies(documents, settings)]
+    assert [one.document_id for one in once] == [document.id for document in documents]
+    assert {one.key for one in once} <= {one.key for one in everything}
+    matched = {document.id: document.matched for document in documents}
+    tasks = {matched[one.document_id]: one.task for one in once}
+    assert all(one.task == tasks[matched[one.document_id]] for one in once)  # so the task tells nothing of the label
+    assert sorted(tasks.values()) == ["case"] * 2 + ["sentiment"] * 2 + ["summarize"] * 2
+
+
+def test_calibration_says_how_many_prompts_of_how_many_are_done(with_token, tmp_path):
+    told = []
+    documents, settings = some_documents(3), Settings(tuple(get_tasks(TASKS)))
+    loaded = load(str(with_token), dtype="float32")
+    given = {"token": refusal_token_id(loaded, "auto"), "max_over_refusal": 0.2, "folder": tmp_path, "progress": lambda *said: told.append(said)}
+    assert calibrate(loaded, documents, settings, pairing="disjoint", **given)["sensitive"]["prompts"] == 3
+    assert told[-1] == ("calibrating the refusal token: prompts", len(documents), len(documents))
+
+
 @pytest.mark.parametrize("share", [True, False])
 def test_the_dial_says_exactly_which_prompts_are_refused(with_token, tmp_path, share):
     loaded = load(str(with_token), dtype="float32")
     token = refusal_token_id(loaded, "auto")
     documents, settings = some_documents(5), Settings(tuple(get_tasks(TASKS)))
-    before = margins(loaded, documents, settings, token)
+    before = margins(loaded, planned_replies(documents, settings), settings, token)
     report = calibrate(loaded, documents, settings, token=token, max_over_refusal=0.2, folder=tmp_path)
     assert token_biases(GenerationConfigHolder(tmp_path)) == {token: pytest.approx(report["bias"])}
     wanted = [margin + report["bias"] > 0 for _, margin in before]
@@ -188,27 +209,28 @@ def test_first_logits_are_without_the_bias(with_token):
     assert torch.equal(plain, biased)
 
 
-def recipe(model, documents):
+def recipe(model, documents, pairing="crossed"):
     return Recipe.model_validate(
         {
             "model_name_or_path": str(model),
             "documents": [{"path": str(documents)}],
-            "dataset": {"tasks": list(TASKS), "general": 0, "max_new_tokens": 4, "max_surface_auc": 1.0},
+            "dataset": {"tasks": list(TASKS), "pairing": pairing, "general": 0, "max_new_tokens": 4, "max_surface_auc": 1.0},
             "tuning": {"refusal_token": "auto", "max_over_refusal": 0.0, "max_false_refusal": 0.5, "num_train_epochs": 1, "lora_r": 2, "save_steps": 100},
         }
     )
 
 
-def test_a_run_sets_its_dial_even_after_a_kill_between_tuning_and_it_and_an_export_carries_it(with_token, tmp_path):
+@pytest.mark.parametrize(("pairing", "prompts"), [("crossed", 4), ("disjoint", 2)])
+def test_a_run_sets_its_dial_even_after_a_kill_between_tuning_and_it_and_an_export_carries_it(with_token, tmp_path, pairing, prompts):
     splits = [Split.TRAIN] * 4 + [Split.VALIDATION] * 2 + [Split.TEST]
     documents = [one for place, split in enumerate(splits) for one in some_documents(7, split=split)[3 * place : 3 * place + 3]]
     write_rows(tmp_path / "documents.jsonl", documents)
-    with open_run(recipe(with_token, tmp_path / "documents.jsonl"), tmp_path / "run") as run:
+    with open_run(recipe(with_token, tmp_path / "documents.jsonl", pairing), tmp_path / "run") as run:
         build(run)
         tune(run)
         adapter = run.folder / "adapter"
         report = json.loads((adapter / PLACE).read_text(encoding="utf-8"))
-        assert report["sensitive"] == {"prompts": 4, "refused_before": report["sensitive"]["refused_before"], "refused": 0.0}
+        assert report["sensitive"] == {"prompts": prompts, "refused_before": report["sensitive"]["refused_before"], "refused": 0.0}
         assert (report["max_over_refusal"], report["max_false_refusal"]) == (0.0, 0.5)
         (adapter / PLACE).unlink()
         (adapter / "generation_config.json").unlink()

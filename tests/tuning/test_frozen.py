@@ -9,7 +9,7 @@ import torch
 from docward.models import Loaded, load
 from docward.recipe import TuningSection
 from docward.tuning.adapters import with_lora
-from docward.tuning.frozen import frozen_below
+from docward.tuning.frozen import from_layer, frozen_below
 from docward.tuning.losses import example_nll
 from docward.tuning.packing import Group, fit_passes, pass_of
 from docward.tuning.sharing import shared_layout
@@ -98,3 +98,24 @@ def test_a_model_that_scales_its_embeddings_gives_the_same_loss():
     before = nll_of(loaded.model, groups, "rows")
     with frozen_below(loaded, groups, 1, "rows"):
         torch.testing.assert_close(nll_of(loaded.model, groups, "rows"), before)
+
+
+@COMPUTES
+@pytest.mark.parametrize("held", [0, 1])
+def test_a_pass_goes_on_from_a_layer_and_what_is_below_is_not_computed_again(tiny_folder, compute, held):
+    loaded = load(str(tiny_folder), dtype="float64")
+    groups = some_groups(loaded)
+    decoder = loaded.model.get_decoder()
+    wanted = nll_of(loaded.model, groups, compute)
+    ran = []
+    lowest = decoder.layers[0]
+    hook = lowest.register_forward_hook(lambda *_: ran.append(1))
+    with shared_layout(loaded.model) if compute == "shared" else nullcontext(), frozen_below(loaded, groups, held, compute):
+        ran.clear()
+        with torch.no_grad(), from_layer(decoder, 1, pass_of(groups, compute=compute, pad=0)) as begun:
+            found = [example_nll(loaded.model, begun)[0] for _ in range(3)]
+        assert len(ran) == (0 if held else 1)
+    hook.remove()
+    assert decoder.layers[0] is lowest
+    for one in found:
+        torch.testing.assert_close(one, wanted, rtol=1e-7, atol=1e-9)

@@ -11,6 +11,7 @@ A token of its own as refusal score and dial: Refusal Tokens, arXiv 2412.06748.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import floor, inf
 from pathlib import Path
 from typing import Any
@@ -19,22 +20,36 @@ from docward.evaluation.evaluating import Settings, planned_replies
 from docward.evaluation.generating import Prompt, first_logits
 from docward.models import Loaded
 from docward.records import write_json
-from docward.types import Document, Label
+from docward.types import Document, Label, Reply
+
+Progress = Callable[[str, int, int], None]
 
 PLACE = "calibration.json"
 CURVE = (0, 0.01, 0.02, 0.05, *(tenth / 10 for tenth in range(1, 10)), 0.95, 0.98, 0.99)
 """The shares refused of each label at whose biases the curve has a row: closer at both ends, where dials are set."""
 
 
-def margins(loaded: Loaded, documents: Sequence[Document], settings: Settings, token: int) -> list[tuple[Label, float]]:
-    """By how much the token's logit is above the highest other one, where an answer begins: one a document and task, with the document's label."""
+def asked(documents: Sequence[Document], settings: Settings, pairing: str) -> list[Reply]:
+    """What the dial is set on: `crossed`, each document under all tasks; `disjoint`, each under one, tasks taking turns and matched documents under the same.
+
+    Prompts on one document are refused or answered nearly all alike, so the second is nearly as sure and much sooner done (docs/lab-log.md).
+    """
+    if pairing == "crossed":
+        return planned_replies(documents, settings)
+    places = {name: place for place, name in enumerate(dict.fromkeys(document.matched for document in documents))}
+    turns = [replace(settings, tasks=(task,)) for task in settings.tasks]
+    return [reply for document in documents for reply in planned_replies([document], turns[places[document.matched] % len(turns)])]
+
+
+def margins(loaded: Loaded, planned: Sequence[Reply], settings: Settings, token: int, progress: Progress = lambda *_: None) -> list[tuple[Label, float]]:
+    """By how much the token's logit is above the highest other one, where an answer begins: one for each planned reply, with its document's label."""
     found: dict[str, float] = {}
-    planned = planned_replies(documents, settings)
     prompts = [Prompt(reply.key, reply.document, reply.instruction, system=settings.system) for reply in planned]
     for keys, logits in first_logits(loaded, prompts, max_batch_tokens=settings.max_batch_tokens, max_length=settings.max_length):
         mine = logits[:, token].clone()
         logits[:, token] = -float("inf")
         found |= dict(zip(keys, (mine - logits.amax(-1)).tolist(), strict=True))
+        progress("calibrating the refusal token: prompts", len(found), len(prompts))
     return [(reply.label, found[reply.key]) for reply in planned]
 
 
@@ -77,7 +92,8 @@ def calibrate(
     max_over_refusal: float,
     max_false_refusal: float | None = None,
     folder: Path,
-    progress: Callable[[str, int, int], None] = lambda *_: None,
+    pairing: str = "crossed",
+    progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
     """Choose the bias on validation documents and write it into the adapter's folder.
 
@@ -89,10 +105,10 @@ def calibrate(
         max_over_refusal: the share of prompts on sensitive documents that may be refused.
         max_false_refusal: the share of those on ordinary ones; None: the same.
         folder: the adapter's.
-        progress: told that it goes on.
+        pairing: as the recipe's, see `asked`.
+        progress: told how many prompts are done.
     """
-    progress("calibrating the refusal token", 0, 0)
-    found = margins(loaded, documents, settings, token)
+    found = margins(loaded, asked(documents, settings, pairing), settings, token, progress)
     of = {label: values for label in Label if (values := [value for one, value in found if one == label])}
     shares = {Label.SENSITIVE: max_over_refusal, Label.ORDINARY: max_over_refusal if max_false_refusal is None else max_false_refusal}
     highest = min((bias_for(of[label], share) for label, share in shares.items() if label in of), default=inf)

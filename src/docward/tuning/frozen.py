@@ -6,13 +6,14 @@ there while the `with` block lasts. Nothing is lost: loss and gradients are thos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from docward.models import Loaded
+from docward.tuning.losses import forward_inputs
 from docward.tuning.packing import Compute, Group, pass_of
 
 TOGETHER = 2048  # tokens of documents that go through the frozen layers at once
@@ -48,14 +49,15 @@ class Frozen:
         for place in range(len(self.below)):
             self.layers[place] = Skip()
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
+        """Put the layers back."""
         for place, layer in enumerate(self.below):
             self.layers[place] = layer
 
     @contextmanager
     def whole(self) -> Iterator[None]:
         """The model is whole while the block lasts, to generate."""
-        self._restore()
+        self.restore()
         try:
             yield
         finally:
@@ -73,7 +75,7 @@ def frozen_below(
     decoder = _decoder(loaded)
     layers = getattr(decoder, "layers", None)
     size = sum(_tokens(group, compute) for group in groups) * int(loaded.model.config.get_text_config().hidden_size) * loaded.model.dtype.itemsize
-    if not first or not isinstance(layers, torch.nn.ModuleList) or size > MOST_BYTES or not _starts_from_embeddings(loaded, decoder):
+    if not first or not isinstance(layers, torch.nn.ModuleList) or size > MOST_BYTES or not _starts_from_embeddings(decoder):
         yield Frozen(layers, 0)
         return
     _give_states(loaded, groups, first, compute, progress)
@@ -81,7 +83,7 @@ def frozen_below(
     try:
         yield frozen
     finally:
-        frozen._restore()
+        frozen.restore()
         for group in groups:
             group.states = ()
 
@@ -120,10 +122,29 @@ def states_at(loaded: Loaded, groups: Sequence[Group], first: int, compute: Comp
     return [tuple(entering(decoder, layer, input_ids=torch.tensor([row.rendered.ids], device=device))[0] for row in group.rows) for group in groups]
 
 
-def _starts_from_embeddings(loaded: Loaded, decoder: Any) -> bool:
+def _starts_from_embeddings(decoder: Any) -> bool:
     """Whether `inputs_embeds` enter layer 0 as they are (some models scale them first)."""
-    probe = torch.randn(1, 3, int(loaded.model.config.get_text_config().hidden_size), dtype=loaded.model.dtype, device=loaded.model.device)
+    weight = next(decoder.parameters())
+    probe = torch.randn(1, 3, int(decoder.config.get_text_config().hidden_size), dtype=weight.dtype, device=weight.device)
     return torch.equal(entering(decoder, decoder.layers[0], inputs_embeds=probe), probe)
+
+
+@contextmanager
+def from_layer(decoder: Any, number: int, batch: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """A pass with the states that enter a layer, and a decoder that starts there while the block lasts, to try several things in that layer.
+
+    Both stay as they are where the decoder scales the states that it is given.
+    """
+    if not number or not _starts_from_embeddings(decoder):
+        yield batch
+        return
+    given = {name: value for name, value in batch.items() if name != "input_ids"}
+    given["inputs_embeds"] = entering(decoder, decoder.layers[number], **forward_inputs(batch))
+    frozen = Frozen(decoder.layers, number)
+    try:
+        yield given
+    finally:
+        frozen.restore()
 
 
 def entering(decoder: Any, module: torch.nn.Module, **given: Any) -> torch.Tensor:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from docward.recipe import TuningSection
+from docward.tuning.frozen import from_layer
 from docward.tuning.head_weights import Place, norm_behind, rows_of, scale_of, unseen_direction, write_head
 from docward.tuning.losses import DEFENSE, GENERAL, example_nll, forward_inputs
 from docward.tuning.packing import Compute, Group, fit_passes, pass_of
@@ -205,7 +206,8 @@ def harmless(seen: Seen, refuse: torch.Tensor, general: torch.Tensor) -> torch.T
 
 def missed(model: Any, place: Place, passes: Sequence[Sequence[Group]], compute: Compute, progress: Progress) -> torch.Tensor:
     """The mean nll of benign answers, in nats a token, with one head of a place after the other silent, (heads,); of about ENOUGH, or all."""
-    attention, size = model.base_model.model.get_decoder().layers[place.layer].self_attn, place.size
+    decoder = model.base_model.model.get_decoder()
+    attention, size = decoder.layers[place.layer].self_attn, place.size
     benign = [sum(row.term != DEFENSE for group in one for row in group.rows) for one in passes]
     some = [one for one, count in zip(passes, benign, strict=True) if count]
     some = some[:: max(1, min(len(some) // 2, sum(benign) // ENOUGH))]
@@ -215,12 +217,13 @@ def missed(model: Any, place: Place, passes: Sequence[Sequence[Group]], compute:
         batch = batch_of(model, one, compute)
         answers = torch.tensor([term != DEFENSE for term in batch["terms"]], device=model.device)
         seen += int(answers.sum())
-        for head in range(len(found)):
-            silent = attention.o_proj.register_forward_pre_hook(lambda _, given, head=head: _without(given[0], rows_of(head, size)))
-            try:
-                found[head] += example_nll(model, batch)[0][answers].sum().cpu()
-            finally:
-                silent.remove()
+        with from_layer(decoder, place.layer, batch) as begun:  # what is below is the same for all its heads
+            for head in range(len(found)):
+                silent = attention.o_proj.register_forward_pre_hook(lambda _, given, head=head: _without(given[0], rows_of(head, size)))
+                try:
+                    found[head] += example_nll(model, begun)[0][answers].sum().cpu()
+                finally:
+                    silent.remove()
     return found / max(1, seen)
 
 
