@@ -154,7 +154,7 @@ def measured(name: str, seed: int, variant: Variant, given: argparse.Namespace, 
             if variant.by == "surface":
                 _by_surface(run, one)
             else:
-                loaded = loaded or (load(str(tuned_folder(folder))) if variant.by == "tuned" else run.untuned())
+                loaded = loaded or (load(str(tuned_folder(folder)), dtype=run.dtype) if variant.by == "tuned" else run.untuned())
                 _by_model(loaded, one, recipe.evaluation.retention_margin, told(f"{name}, seed {seed}, {title}"))
             write_json(one.place / "asked.json", one.beside.name)
         return {"minutes": run.stages().get("tune", {}).get("seconds", 0) / 60} | {title: one.place for title, one in every.items()}

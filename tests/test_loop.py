@@ -69,11 +69,29 @@ def test_a_run_leaves_all_its_results(whole):
 
 def test_a_second_run_finds_everything_done(whole, tiny_folder, monkeypatch):
     run, documents = whole
-    monkeypatch.setattr("docward.loop.load", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("docward.loop.load", lambda *_, **__: pytest.fail("a model was loaded"))
     before = (run / "report.html").stat().st_mtime_ns
     metrics = run_loop(recipe(tiny_folder, documents), run)
     assert metrics == json.loads((run / "metrics.json").read_text())
     assert (run / "report.html").stat().st_mtime_ns == before
+
+
+def test_a_run_goes_on_in_what_it_was_begun_in_on_a_machine_that_would_compute_in_something_else(tiny_folder, tmp_path, monkeypatch):
+    write_rows(tmp_path / "documents.jsonl", some_documents())
+    here = recipe(tiny_folder, tmp_path / "documents.jsonl")
+    for begun, later in ((torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)):
+        for place in ("docward.loop.default_dtype", "docward.models.default_dtype"):
+            monkeypatch.setattr(place, lambda _, dtype=begun: dtype)
+        with open_run(here, tmp_path / str(begun)) as run:
+            loop.build(run)
+            fingerprint = run.untuned().fingerprint
+        for place in ("docward.loop.default_dtype", "docward.models.default_dtype"):
+            monkeypatch.setattr(place, lambda _, dtype=later: dtype)
+        metrics = run_loop(here, tmp_path / str(begun))
+        assert metrics["models"]["untuned"]["rates"]
+        with open_run(here, tmp_path / str(begun)) as run:
+            assert run.untuned().model.dtype == begun
+            assert run.untuned().fingerprint == fingerprint
 
 
 @pytest.mark.parametrize("balanced", [True, False])
@@ -309,7 +327,7 @@ def test_perplexity_is_measured_on_the_untuned_models_answers_to_instructions_th
 
 def test_a_note_of_an_evaluation_is_said_as_it_is_and_a_count_is_of_a_model(tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr(loop, "load", lambda name: None)
+    monkeypatch.setattr(loop, "load", lambda name, **_: None)
     monkeypatch.setattr(loop, "test_documents", lambda run: [])
     monkeypatch.setattr(loop, "general_of", lambda run: ())
 

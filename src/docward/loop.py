@@ -29,7 +29,7 @@ from docward.build import build_dataset
 from docward.dataset.disturbing import disturbed_copies
 from docward.dataset.saving import read_split
 from docward.dataset.surface import surface_weights
-from docward.devices import best_device
+from docward.devices import best_device, default_dtype
 from docward.documents.reading import general_instructions
 from docward.documents.sources import source_hash
 from docward.errors import DatasetError, RecipeError, RunError, UsageError
@@ -61,8 +61,15 @@ class Run:
         """The untuned model, loaded once."""
         if self._untuned is None:
             self.progress(f"loading {self.recipe.model_name_or_path}", 0, 0)
-            self._untuned = load(self.recipe.model_name_or_path)
+            self._untuned = load(self.recipe.model_name_or_path, dtype=self.dtype)
         return self._untuned
+
+    @property
+    def dtype(self) -> str | None:
+        """What the run computes in, chosen where it was begun: on another machine it goes on in the same, else its weights would be others."""
+        place = self.folder / "environment.json"
+        found: str | None = json.loads(place.read_text(encoding="utf-8")).get("dtype") if place.is_file() else None
+        return found
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -154,6 +161,7 @@ def _environment(recipe: Recipe, inputs: dict[str, str]) -> dict[str, Any]:
     versions = {name: version(name) for name in PACKAGES}
     device = best_device()
     machine = {"python": platform.python_version(), "platform": platform.platform(), "cores": len(os.sched_getaffinity(0)), "device": device}
+    machine["dtype"] = str(default_dtype(device)).removeprefix("torch.")
     return {**versions, **machine, "seed": recipe.seed, "inputs": inputs}
 
 
@@ -212,7 +220,7 @@ def _to_tune(run: Run) -> Loaded:
             "or leave it out."
         )
     run.progress(f"loading {run.recipe.model_name_or_path}", 0, 0)
-    return load(run.recipe.model_name_or_path, dtype=None if section.use_peft else "float32", bits=bits)
+    return load(run.recipe.model_name_or_path, dtype=run.dtype if section.use_peft else "float32", bits=bits)
 
 
 def _calibrate(run: Run) -> None:
@@ -224,7 +232,7 @@ def _calibrate(run: Run) -> None:
     section, folder = run.recipe.tuning, tuned_folder(run.folder)
     if section.refusal_token is None or (folder / PLACE).is_file() or not (documents := _validation(run)):
         return
-    loaded = load(str(folder))
+    loaded = load(str(folder), dtype=run.dtype)
     token = refusal_token_id(loaded, section.refusal_token)
     if token is None:
         return
@@ -264,7 +272,7 @@ def evaluate_model(run: Run, name: str) -> None:
     asked = {field: getattr(section, field) for field in same}
     with run.stage(f"evaluate {name}"):
         settings = Settings(tasks, system_prompt(section.system_prompt), general=general_of(run), **asked)
-        loaded = run.untuned() if name == UNTUNED else load(str(tuned_folder(run.folder)))
+        loaded = run.untuned() if name == UNTUNED else load(str(tuned_folder(run.folder)), dtype=run.dtype)
         evaluate(loaded, test_documents(run), settings, folder, progress=partial(_progress_of, run, name))
 
 
