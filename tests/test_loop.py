@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from docward import loop
-from docward.errors import DocumentError, RunError
+from docward.errors import DocumentError, RecipeError, RunError
 from docward.loop import Run, _probe, open_run, run_loop, tune
 from docward.loop import test_documents as under_test
 from docward.recipe import Recipe, load_recipe
@@ -76,22 +76,41 @@ def test_a_second_run_finds_everything_done(whole, tiny_folder, monkeypatch):
     assert (run / "report.html").stat().st_mtime_ns == before
 
 
-def test_a_run_goes_on_in_what_it_was_begun_in_on_a_machine_that_would_compute_in_something_else(tiny_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("begun", "later"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_a_run_goes_on_in_what_it_was_begun_in_on_a_machine_that_would_compute_in_something_else(tiny_folder, tmp_path, monkeypatch, begun, later):
+    def choose(dtype):
+        for place in ("docward.loop.default_dtype", "docward.models.default_dtype"):
+            monkeypatch.setattr(place, lambda _: getattr(torch, dtype))
+
     write_rows(tmp_path / "documents.jsonl", some_documents())
-    here = recipe(tiny_folder, tmp_path / "documents.jsonl")
-    for begun, later in ((torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)):
-        for place in ("docward.loop.default_dtype", "docward.models.default_dtype"):
-            monkeypatch.setattr(place, lambda _, dtype=begun: dtype)
-        with open_run(here, tmp_path / str(begun)) as run:
-            loop.build(run)
-            fingerprint = run.untuned().fingerprint
-        for place in ("docward.loop.default_dtype", "docward.models.default_dtype"):
-            monkeypatch.setattr(place, lambda _, dtype=later: dtype)
-        metrics = run_loop(here, tmp_path / str(begun))
-        assert metrics["models"]["untuned"]["rates"]
-        with open_run(here, tmp_path / str(begun)) as run:
-            assert run.untuned().model.dtype == begun
-            assert run.untuned().fingerprint == fingerprint
+    here, said = recipe(tiny_folder, tmp_path / "documents.jsonl"), []
+    choose(begun)
+    with open_run(here, tmp_path / "run") as run:
+        loop.build(run)
+        assert run.dtype is None  # a dataset is text: it binds nobody
+        loop.evaluate_model(run, "untuned")
+        fingerprint = run.untuned().fingerprint
+    choose(later)
+    assert run_loop(here, tmp_path / "run", progress=lambda what, *_: said.append(what))["models"]["untuned"]["rates"]
+    assert f"computing in {begun}, as this run has before (here {later} would be chosen)" in said
+    with open_run(here, tmp_path / "run") as run:
+        assert (run.untuned().model.dtype, run.untuned().fingerprint) == (getattr(torch, begun), fingerprint)
+
+
+def test_a_run_without_held_out_documents_ends_before_it_evaluates(tiny_folder, tmp_path):
+    write_rows(tmp_path / "documents.jsonl", some_documents(split=Split.TRAIN))
+    with pytest.raises(RecipeError, match=r"no held-out documents to evaluate on. Set dataset.test_share above 0, or tune alone: docward tune"):
+        run_loop(recipe(tiny_folder, tmp_path / "documents.jsonl"), tmp_path / "run")
+
+
+def test_what_a_kill_left_before_there_was_a_recipe_is_no_other_s_folder(tiny_folder, tmp_path):
+    write_rows(tmp_path / "documents.jsonl", some_documents())
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "environment.json").write_text("{")
+    (tmp_path / "run" / ".recipe.yaml.1x.draft").write_text("docum")
+    with open_run(recipe(tiny_folder, tmp_path / "documents.jsonl"), tmp_path / "run") as run:
+        assert (run.folder / "recipe.yaml").is_file()
+        assert "torch" in json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("balanced", [True, False])
@@ -336,6 +355,7 @@ def test_a_note_of_an_evaluation_is_said_as_it_is_and_a_count_is_of_a_model(tmp_
         progress("replies", 0, 12)
 
     monkeypatch.setattr(loop, "evaluate", evaluate)
+    (tmp_path / "environment.json").write_text("{}")
     run = Run(recipe(tmp_path, tmp_path / "documents.jsonl"), tmp_path, lambda *given: said.append(given))
     loop.evaluate_model(run, "defended")
     assert said == [

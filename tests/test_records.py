@@ -121,6 +121,16 @@ def test_a_folder_that_fails_keeps_the_old_one_and_leaves_nothing_behind(fill, t
     assert [file.name for file in tmp_path.iterdir()] == ["adapter"]
 
 
+def test_what_a_kill_left_of_a_folder_s_replacement_is_in_nobody_s_way(tmp_path):
+    folder = tmp_path / "adapter"
+    whole_folder(folder, lambda draft: (draft / "weights").write_text("old"))
+    (tmp_path / ".adapter.before").mkdir()
+    (tmp_path / ".adapter.before" / "weights").write_text("older")
+    whole_folder(folder, lambda draft: (draft / "weights").write_text("new"))
+    assert (folder / "weights").read_text() == "new"
+    assert [file.name for file in tmp_path.iterdir()] == ["adapter"]
+
+
 def test_a_folder_that_cannot_be_moved_into_place_keeps_the_old_one(tmp_path, monkeypatch):
     replace = Path.replace
 

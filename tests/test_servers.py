@@ -44,6 +44,11 @@ def test_every_question_gets_its_own_answer(server, ask):
     assert set(server.keys) == {KEY}
 
 
+def test_half_of_a_character_in_an_answer_can_be_kept(server, ask):
+    server.replies = ["So far \ud83d"]  # cut in its middle by something that counts in UTF-16
+    assert ask(1) == [Answer("0", "So far ?", True)]
+
+
 @pytest.mark.parametrize("concurrency", [1, 5])
 def test_so_many_questions_are_on_their_way_at_once_begun_in_order(server, ask, concurrency):
     server.pause = 0.1

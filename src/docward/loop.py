@@ -66,10 +66,19 @@ class Run:
 
     @property
     def dtype(self) -> str | None:
-        """What the run computes in, chosen where it was begun: on another machine it goes on in the same, else its weights would be others."""
+        """What the run tunes and evaluates in; None where it has done neither."""
         place = self.folder / "environment.json"
         found: str | None = json.loads(place.read_text(encoding="utf-8")).get("dtype") if place.is_file() else None
         return found
+
+    def settle(self) -> None:
+        """Choose what to compute in, where that is not chosen: on another machine the run goes on in the same, else its weights would be others."""
+        own = str(default_dtype(best_device())).removeprefix("torch.")
+        if self.dtype is None:
+            place = self.folder / "environment.json"
+            write_json(place, json.loads(place.read_text(encoding="utf-8")) | {"dtype": own})
+        elif self.dtype != own:
+            self.progress(f"computing in {self.dtype}, as this run has before (here {own} would be chosen)", 0, 0)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -110,7 +119,7 @@ def open_run(recipe: Recipe, folder: Path, progress: Progress = lambda *_: None)
         return
     with held(folder):
         fresh = not (folder / "recipe.yaml").is_file()
-        if fresh and (stray := sorted(path.name for path in folder.iterdir() if path.name != LOCK)):
+        if fresh and (stray := sorted(path.name for path in folder.iterdir() if path.name not in (LOCK, BEGUN[0]) and not path.name.endswith(".draft"))):
             raise RunError(f"{folder} is not empty and is no run folder (it holds {', '.join(stray[:3])}). Choose another --output-dir.")
         try:
             _claim(recipe, folder)
@@ -161,7 +170,6 @@ def _environment(recipe: Recipe, inputs: dict[str, str]) -> dict[str, Any]:
     versions = {name: version(name) for name in PACKAGES}
     device = best_device()
     machine = {"python": platform.python_version(), "platform": platform.platform(), "cores": len(os.sched_getaffinity(0)), "device": device}
-    machine["dtype"] = str(default_dtype(device)).removeprefix("torch.")
     return {**versions, **machine, "seed": recipe.seed, "inputs": inputs}
 
 
@@ -193,6 +201,7 @@ def tune(run: Run) -> None:
         return
     if not (run.folder / "dataset" / "audit.json").is_file():
         raise RunError(f"{run.folder} has no dataset yet. Build it first: docward build RECIPE --output-dir {run.folder}")
+    processes.on_main(run.settle)
     documents = read_rows(run.folder / "documents.jsonl", Document)
     groups = {document.id: document.matched for document in documents}
     balance = surface_weights([one for one in documents if one.split == Split.TRAIN]) if run.recipe.tuning.balance_surface else None
@@ -236,7 +245,9 @@ def _calibrate(run: Run) -> None:
     token = refusal_token_id(loaded, section.refusal_token)
     if token is None:
         return
-    settings = Settings(tuple(get_tasks(run.recipe.dataset.tasks, run.recipe.task_table())), max_length=section.max_length)
+    asked = run.recipe.evaluation
+    tasks = tuple(get_tasks(run.recipe.dataset.tasks, run.recipe.task_table()))
+    settings = Settings(tasks, system_prompt(asked.system_prompt), max_batch_tokens=asked.max_batch_tokens, max_length=section.max_length)
     given: dict[str, Any] = {"max_over_refusal": section.max_over_refusal, "max_false_refusal": section.max_false_refusal, "progress": run.progress}
     calibrate(loaded, documents, settings, token=token, folder=folder, pairing=run.recipe.dataset.pairing, **given)
 
@@ -255,7 +266,13 @@ def _probe(run: Run) -> Any:
     documents = _validation(run)
     tasks = tuple(get_tasks(run.recipe.dataset.tasks, run.recipe.task_table()))
     evaluation = run.recipe.evaluation
-    settings = Settings(tasks, judge=evaluation.judge, max_new_tokens=section.eval_max_new_tokens, max_batch_tokens=evaluation.max_batch_tokens)
+    settings = Settings(
+        tasks,
+        system_prompt(evaluation.system_prompt),
+        judge=evaluation.judge,
+        max_new_tokens=section.eval_max_new_tokens,
+        max_batch_tokens=evaluation.max_batch_tokens,
+    )
     return ProbePlan(probe_documents(documents, section.eval_documents), settings, section.eval_steps, section.early_stopping_patience)
 
 
@@ -266,6 +283,7 @@ def evaluate_model(run: Run, name: str) -> None:
         return
     from docward.tuning.tuning import tuned_folder
 
+    processes.on_main(run.settle)
     section = run.recipe.evaluation
     same = ("wordings", "judge", "max_new_tokens", "max_batch_tokens", "max_length", "verdict_only")
     tasks = tuple(get_tasks(section.tasks, run.recipe.task_table()))
@@ -354,6 +372,8 @@ def run_loop(recipe: Recipe, folder: Path, *, progress: Progress = lambda *_: No
         if recipe.evaluation.general_path:
             read_general(Path(recipe.evaluation.general_path))
         build(run)
+        if not test_documents(run):
+            raise RecipeError(f"{folder} has no held-out documents to evaluate on. Set dataset.test_share above 0, or tune alone: docward tune.")
         _probe(run)  # better that it has nothing to probe on is found out now than after an evaluation
         evaluate_model(run, UNTUNED)
         tune(run)

@@ -72,6 +72,7 @@ def whole_folder(folder: Path, save: Callable[[Path], object]) -> None:
         draft.chmod(0o755)
         before = draft.with_suffix(".before")
         if folder.exists():
+            shutil.rmtree(before, ignore_errors=True)  # a kill may have left it
             folder.replace(before)
         try:
             draft.replace(folder)

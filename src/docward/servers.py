@@ -353,6 +353,7 @@ class Server:
             raise _Trouble("an answer that is not of the protocol") from None
         if choice.get("finish_reason") == "content_filter":
             raise _Trouble("the server's own filter held the answer back (finish_reason content_filter)", retry=False, withheld=True)
+        text = text.encode("utf-8", "replace").decode("utf-8")  # a server may cut a character of two halves in its middle
         return Answer(key, self._clean(text).strip(), choice.get("finish_reason") != "length", tokens if isinstance(tokens, int) else None)
 
     def _status_trouble(self, error: Any) -> _Trouble:

@@ -37,7 +37,7 @@ def test_verdicts_stand_in_the_order_of_the_file(tmp_path):
     assert [row["outcome"] for row in rows] == ["refused", "complied", "unjudged"]
     assert [row["key"] for row in rows] == ["1", "b", "7"]
     assert [row["document_id"] for row in rows] == ["1", "d", "7"]
-    assert all(list(row) == ["key", "document_id", "task", "outcome", "judge", "why"] for row in rows)
+    assert all(list(row) == ["key", "document_id", "task", "outcome", "judge", "why", "on"] for row in rows)
     assert rows[0]["task"] == "summarize"
     assert all(row["judge"] == "rules" and row["why"] for row in rows)
 

@@ -86,6 +86,15 @@ def test_replies_that_came_later_are_judged_again_too(tmp_path):
     assert [json.loads(line)["outcome"] for line in lines_of(path)] == ["refused", "complied"]
 
 
+def test_of_replies_that_are_others_under_the_same_keys_no_verdict_stays(tmp_path):
+    """As when a model answers anew into a file whose keys are line numbers."""
+    judge_file_by([RuleJudge()], written(tmp_path, SORRY, ANSWER))
+    path = written(tmp_path, ANSWER, ANSWER)
+    found = judge_file_by([RuleJudge()], path, again=True)
+    assert [json.loads(line)["outcome"] for line in lines_of(path)] == ["complied", "complied"]
+    assert found.asked == {"rules": 1}
+
+
 @pytest.mark.parametrize("wrong", [{"key": "9", "outcome": "refused"}, {"key": "0", "outcome": "maybe"}, {"outcome": "refused"}])
 def test_verdicts_on_other_replies_are_left_alone(tmp_path, wrong):
     path = written(tmp_path, SORRY)

@@ -1,8 +1,10 @@
 """The refusal token: refusals are learned behind it, and its logit bias is the dial that validation documents set."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
@@ -17,10 +19,10 @@ from docward.recipe import Recipe, TuningSection, load_recipe
 from docward.records import read_rows, write_rows
 from docward.rendering import render
 from docward.serving.exporting import export
-from docward.tasks import get_tasks
+from docward.tasks import get_tasks, system_prompt
 from docward.tuning import calibrating
 from docward.tuning.adapters import prepare, refusal_starts, token_rows
-from docward.tuning.calibrating import PLACE, asked, bias_for, calibrate, margins
+from docward.tuning.calibrating import PLACE, allowed, asked, bias_for, calibrate, margins
 from docward.tuning.refusal_token import WORDS, refusal_token_id
 from docward.types import Label, Split
 from tiny import some_documents
@@ -51,12 +53,30 @@ def test_where_embeddings_and_output_layer_are_one_the_token_has_one_row_that_le
     assert row.requires_grad
 
 
-def test_the_highest_bias_is_taken_that_refuses_no_more_than_the_share():
+def test_the_highest_bias_is_taken_that_refuses_no_more():
     values = [-3.0, 5.0, 1.0, -1.0]
-    for share, refused in ((0.0, 0), (0.25, 1), (0.49, 1), (0.5, 2), (1.0, 4)):
-        bias = bias_for(values, share)
-        assert sum(value + bias > 0 for value in values) == refused, share
-    assert bias_for(values, 0.25) == -1.0
+    for most in range(5):
+        assert sum(value + bias_for(values, most) > 0 for value in values) == most
+    assert bias_for(values, 1) == -1.0
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.05, 131), (0.05, 40), (0.29, 99), (0.2, 9), (0.05, 19)])
+def test_new_prompts_are_refused_no_more_often_than_promised(share, count):
+    most = allowed(share, count)
+    draw = np.random.default_rng(0)
+    rates = []
+    for _ in range(4000):
+        values, new = draw.normal(size=count).tolist(), draw.normal(size=50)
+        rates.append(float((new + bias_for(values, most) > 0).mean()))
+    assert np.mean(rates) == pytest.approx((most + 1) / (count + 1), abs=0.01)
+    assert np.mean(rates) <= share + 0.006
+    assert (most + 2) / (count + 1) > share + 1e-9  # and one more would be too many
+
+
+def test_of_few_prompts_none_may_be_refused_and_of_all_all():
+    assert [allowed(0.05, count) for count in (0, 1, 18, 19, 38, 39)] == [0, 0, 0, 0, 0, 1]
+    assert allowed(1.0, 7) == 7
+    assert allowed(0.0, 7) == 0
 
 
 SHIFTS = {Label.MALICIOUS: 10, Label.SENSITIVE: 0, Label.ORDINARY: -5}
@@ -82,16 +102,16 @@ def dial(tmp_path, monkeypatch):
 @pytest.mark.parametrize("ordinary", [None, 0.05, 1])
 def test_a_share_of_their_own_for_ordinary_prompts_changes_nothing_where_it_does_not_bind(dial, ordinary):
     report = dial(SPREAD, max_over_refusal=0.05, max_false_refusal=ordinary)
-    assert report["bias"] == pytest.approx(-9.401)
-    assert (report["sensitive"]["refused"], report["ordinary"]["refused"]) == (0.05, 0.0)
+    assert report["bias"] == pytest.approx(-9.501)
+    assert (report["sensitive"]["refused"], report["ordinary"]["refused"]) == (0.04, 0.0)
     assert (report["max_over_refusal"], report["max_false_refusal"]) == (0.05, 0.05 if ordinary is None else ordinary)
 
 
 def test_the_dial_is_the_lower_of_what_sensitive_and_ordinary_prompts_allow(dial):
     report = dial(SPREAD, max_over_refusal=0.9, max_false_refusal=0.02)
-    assert report["bias"] == pytest.approx(-4.701)  # sensitive ones alone would allow -0.901
-    assert [report[label]["refused"] for label in ("malicious", "sensitive", "ordinary")] == [1.0, 0.52, 0.02]
-    assert dial(SPREAD, max_over_refusal=0.9)["bias"] == pytest.approx(-0.901)
+    assert report["bias"] == pytest.approx(-4.801, abs=2e-3)  # sensitive ones alone would allow -1.001
+    assert [report[label]["refused"] for label in ("malicious", "sensitive", "ordinary")] == [1.0, 0.51, 0.01]
+    assert dial(SPREAD, max_over_refusal=0.9)["bias"] == pytest.approx(-1.001)
 
 
 def test_where_every_benign_prompt_may_be_refused_the_token_keeps_its_logit(dial):
@@ -167,6 +187,15 @@ def test_disjoint_asks_once_about_each_document_under_tasks_by_turns_and_crossed
     assert sorted(tasks.values()) == ["case"] * 2 + ["sentiment"] * 2 + ["summarize"] * 2
 
 
+def test_tasks_do_not_go_by_labels_where_both_take_turns():
+    """Rows that match no others, malicious, sensitive and ordinary in turn, under three tasks in turn."""
+    tasks = ("summarize", "case", "sentiment")
+    documents = [replace(document, triple="") for document in some_documents(20)]
+    once = asked(documents, Settings(tuple(get_tasks(tasks))), "disjoint")
+    for label in Label:
+        assert {one.task for one in once if one.label == label} == set(tasks)
+
+
 def test_calibration_says_how_many_prompts_of_how_many_are_done(with_token, tmp_path):
     told = []
     documents, settings = some_documents(3), Settings(tuple(get_tasks(TASKS)))
@@ -216,15 +245,18 @@ def recipe(model, documents, pairing="crossed"):
             "documents": [{"path": str(documents)}],
             "dataset": {"tasks": list(TASKS), "pairing": pairing, "general": 0, "max_new_tokens": 4, "max_surface_auc": 1.0},
             "tuning": {"refusal_token": "auto", "max_over_refusal": 0.0, "max_false_refusal": 0.5, "num_train_epochs": 1, "lora_r": 2, "save_steps": 100},
+            "evaluation": {"max_batch_tokens": 700, "system_prompt": "careful"},
         }
     )
 
 
 @pytest.mark.parametrize(("pairing", "prompts"), [("crossed", 4), ("disjoint", 2)])
-def test_a_run_sets_its_dial_even_after_a_kill_between_tuning_and_it_and_an_export_carries_it(with_token, tmp_path, pairing, prompts):
+def test_a_run_sets_its_dial_even_after_a_kill_between_tuning_and_it_and_an_export_carries_it(with_token, tmp_path, monkeypatch, pairing, prompts):
     splits = [Split.TRAIN] * 4 + [Split.VALIDATION] * 2 + [Split.TEST]
     documents = [one for place, split in enumerate(splits) for one in some_documents(7, split=split)[3 * place : 3 * place + 3]]
     write_rows(tmp_path / "documents.jsonl", documents)
+    asked_in = []
+    monkeypatch.setattr(calibrating, "margins", lambda *given: asked_in.append(given[2]) or margins(*given))
     with open_run(recipe(with_token, tmp_path / "documents.jsonl", pairing), tmp_path / "run") as run:
         build(run)
         tune(run)
@@ -236,6 +268,7 @@ def test_a_run_sets_its_dial_even_after_a_kill_between_tuning_and_it_and_an_expo
         (adapter / "generation_config.json").unlink()
         tune(run)
         assert json.loads((adapter / PLACE).read_text(encoding="utf-8")) == report
+    assert {(one.max_batch_tokens, one.system) for one in asked_in} == {(700, system_prompt("careful"))}  # as the evaluation asks
     assert read_rows(run.folder / "documents.jsonl", type(documents[0]))
     tuned = load(str(adapter))
     assert token_biases(tuned.model) == {report["id"]: pytest.approx(report["bias"])}
@@ -246,6 +279,7 @@ def test_a_run_sets_its_dial_even_after_a_kill_between_tuning_and_it_and_an_expo
     plain = load(str(with_token)).fingerprint
     assert load(str(adapter)).fingerprint != plain
     export(run.folder, tmp_path / "exported")
+    assert f'"logit_bias": {{"{report["id"]}": {report["bias"]}}}' in (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
     assert token_biases(AutoModelForCausalLM.from_pretrained(tmp_path / "exported")) == {report["id"]: pytest.approx(report["bias"])}
 
 

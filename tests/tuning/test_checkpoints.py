@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from docward.errors import TuningError
-from docward.tuning.checkpoints import FINISHED, RUN, claim, last_checkpoint, mark_finished
+from docward.tuning.checkpoints import FINISHED, RUN, claim, clear, last_checkpoint, mark_finished
 
 MINE = {"model": "tiny", "weights": "a1", "data": "b2", "seed": 0, "learning_rate": 3e-4, "_examples_per_step": 8}
 
@@ -171,3 +171,13 @@ def test_a_damaged_note_of_whose_they_are_says_what_to_do(tmp_path, content):
     (tmp_path / RUN).write_bytes(content)
     with pytest.raises(TuningError, match=rf"{RUN} cannot be read.*Delete {re.escape(str(tmp_path))}"):
         claim(tmp_path, MINE)
+
+
+def test_what_a_kill_left_half_written_is_no_tracker_s(tmp_path):
+    folder = tmp_path / "checkpoints"
+    for name in ("checkpoint-4", ".best-20.ab12", "runs"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "events").write_text(name)
+    (folder / ".run.json.1x.draft").write_text("{")
+    clear(folder)
+    assert sorted(str(place.relative_to(tmp_path)) for place in tmp_path.rglob("*") if place.is_file()) == ["trackers/runs/events"]

@@ -31,7 +31,7 @@ IN_FOLDERS = ("wildguard", "classifier")  # the kinds whose name may hold a fold
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a verdicts file."""
+    """One line of a verdicts file; `on` is a hash of what was judged, since a file's replies may be others tomorrow under the same keys."""
 
     key: str
     document_id: str
@@ -39,6 +39,7 @@ class Row:
     outcome: Outcome
     judge: str
     why: str
+    on: str = ""
 
 
 @dataclass(frozen=True, slots=True)

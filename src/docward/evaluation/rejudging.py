@@ -2,7 +2,7 @@
 
 In: a JSONL of replies, the folder of an evaluation, or a run folder. Out: verdicts, and what follows from them. Verdicts that are kept stay byte for byte.
 A judge that is stopped leaves what it has said and the rest unjudged, and the same command goes on from there (see `judging`). One real row of what is kept:
-`{"key": "1", "document_id": "1", "task": "summarize", "outcome": "refused", "judge": "rules", "why": "opens with: i cannot provide"}`
+`{"key": "1", "document_id": "1", "task": "summarize", "outcome": "refused", "judge": "rules", "why": "opens with: i cannot provide", "on": "5f0c1d9a22b3e471"}`
 """
 
 from __future__ import annotations
@@ -62,15 +62,15 @@ def judge_onto(
     replies: Iterable[Reply],
     judge: Judge,
     *,
-    as_row: Callable[[Verdict], Any],
+    as_row: Callable[[Reply, Verdict], Any],
     again: bool = False,
     progress: Progress = lambda *_: None,
 ) -> list[Outcome]:
     """Judge replies and write their verdicts to `place`, in order; returns the outcomes.
 
     Replies are gone through more than once, and a thousand of them are in memory at a time. With `again` the verdicts that are there stay, byte for byte, and
-    only replies that are unjudged or have none yet are asked about. Where the judge fails or is stopped on the way, what it has said is written (but not over
-    verdicts that were to be replaced), the rest unjudged, and the error goes on.
+    only replies that are unjudged, have none yet, or are others now are asked about. Where the judge fails or is stopped on the way, what it has said is
+    written (but not over verdicts that were to be replaced), the rest unjudged, and the error goes on.
 
     Raises:
         DocumentError: `again`, and there are no verdicts at `place`, or they are those of other replies.
@@ -96,15 +96,15 @@ class NothingToKeep(Exception):  # noqa: N818 - ends the writing of a file that 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Verdicts of before: outcome and line by key, and how many of them are judged and so stay."""
+    """Verdicts of before: outcome, line and what it is on, by key, and how many of them are judged and so may stay."""
 
-    lines: Mapping[str, tuple[Outcome, str]]
+    lines: Mapping[str, tuple[Outcome, str, str]]
     judged: int
 
-    def get(self, key: str) -> tuple[Outcome, str] | None:
-        """The verdict that stays on a reply; None where there is none, or it is unjudged."""
-        found = self.lines.get(key)
-        return found if found and found[0] != Outcome.UNJUDGED else None
+    def get(self, reply: Reply) -> tuple[Outcome, str] | None:
+        """The verdict that stays on a reply; None where there is none, it is unjudged, or on another text."""
+        outcome, line, on = self.lines.get(reply.key) or (Outcome.UNJUDGED, "", "")
+        return None if outcome == Outcome.UNJUDGED or on not in ("", _hash_of(reply)) else (outcome, line)
 
 
 @dataclass(slots=True)
@@ -114,7 +114,7 @@ class Judging:
     replies: Iterable[Reply]
     judge: Judge
     kept: Kept
-    as_row: Callable[[Verdict], Any]
+    as_row: Callable[[Reply, Verdict], Any]
     progress: Callable[[int], None]
     outcomes: list[Outcome] = field(default_factory=list)
     said: int = 0
@@ -125,10 +125,10 @@ class Judging:
         rest = iter(self.replies)
         try:
             while some := list(islice(rest, AT_A_TIME)):
-                known = [self.kept.get(reply.key) for reply in some]
+                known = [self.kept.get(reply) for reply in some]
                 fresh = iter(self.judge.judge_all([reply for reply, one in zip(some, known, strict=True) if not one]))
-                for one in known:
-                    outcome, line = one or self._new(next(fresh))
+                for reply, one in zip(some, known, strict=True):
+                    outcome, line = one or self._new(reply, next(fresh))
                     self.outcomes.append(outcome)
                     yield line
         except GeneratorExit:
@@ -136,17 +136,17 @@ class Judging:
         except BaseException as error:  # raised again once what has been said is on disk
             self.error = error
 
-    def _new(self, verdict: Verdict) -> tuple[Outcome, str]:
+    def _new(self, reply: Reply, verdict: Verdict) -> tuple[Outcome, str]:
         self.said += 1
         self.progress(self.said)
-        return verdict.outcome, row_text(self.as_row(verdict))
+        return verdict.outcome, row_text(self.as_row(reply, verdict))
 
     def rest(self) -> Iterator[str]:
         """The lines behind those that `lines` has given: kept, or unjudged."""
         for reply in islice(self.replies, len(self.outcomes), None) if self.error else ():
             unjudged = Verdict.on(reply, Outcome.UNJUDGED, judge=self.judge.name, why="not asked: the judge was stopped before")
-            one = self.kept.get(reply.key)
-            yield one[1] if one else row_text(self.as_row(unjudged))
+            one = self.kept.get(reply)
+            yield one[1] if one else row_text(self.as_row(reply, unjudged))
 
 
 @contextmanager
@@ -165,7 +165,7 @@ def kept_verdicts(place: Path, keys: Container[str]) -> Iterator[Kept]:
             what = f"the key {key!r}, which no reply has" if key not in keys else f"the outcome {outcome!r}, wanted one of {', '.join(Outcome)}"
             raise DocumentError(f"{place}:{number}: found {what}. These are verdicts on other replies: judge all of them anew, without --again.")
         judged += outcome != Outcome.UNJUDGED
-    with KeyedRows(place, lambda row, line: (Outcome(row["outcome"]), line)) as lines:
+    with KeyedRows(place, lambda row, line: (Outcome(row["outcome"]), line, str(row.get("on", "")))) as lines:
         yield Kept(lines, judged)
 
 
@@ -206,9 +206,13 @@ def validation_place(verdicts: Path) -> Path:
     return verdicts.with_name(verdicts.name.removesuffix(".verdicts.jsonl") + ".validation.json")
 
 
-def _row(verdict: Verdict) -> Row:
+def _row(reply: Reply, verdict: Verdict) -> Row:
     """A verdict as a file's row: the label of a reply is none of a document here."""
-    return Row(verdict.key, verdict.document_id, verdict.task, verdict.outcome, verdict.judge, verdict.why)
+    return Row(verdict.key, verdict.document_id, verdict.task, verdict.outcome, verdict.judge, verdict.why, _hash_of(reply))
+
+
+def _hash_of(reply: Reply) -> str:
+    return text_hash(reply.document, reply.instruction, reply.reply)
 
 
 def agreements(said: Mapping[str, Sequence[Outcome]]) -> list[Agreement]:
@@ -251,7 +255,7 @@ def judge_evaluation(folder: Path, judge: Judge, *, again: bool = False, progres
             if not again:
                 tell_of_others(folder, judge, progress)
             with remembering(judge, place, progress) as asked:
-                outcomes = judge_onto(known, replies, asked, as_row=lambda verdict: verdict, again=again, progress=progress)
+                outcomes = judge_onto(known, replies, asked, as_row=lambda _, verdict: verdict, again=again, progress=progress)
             verdicts = Rows(known, Verdict)
             before = json.loads((folder / "metrics.json").read_text(encoding="utf-8")) if (folder / "metrics.json").is_file() else {}
             metrics = {"utility": [], "retention": [], "perplexity": None} | before | verdict_metrics(replies, verdicts)

@@ -6,13 +6,14 @@ In: a run folder. Out: a folder that plain transformers, vLLM and others open.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from docward.errors import RunError
-from docward.models import ALIASES, is_adapter, load, stored_dtype
+from docward.models import ALIASES, is_adapter, load, stored_dtype, token_biases
 from docward.records import whole_folder
 from docward.tuning.tuning import tuned_folder
 
@@ -44,6 +45,10 @@ Do not use this model as the only guard.
 ## Use
 
 Put the document first and the instruction after it, separated by an empty line, in one user message of the chat template.
+{dial}"""
+DIAL = """
+A refusal is one token, and how readily it comes is set by a bias on its logit. It stands in `generation_config.json`, which transformers heeds;
+other engines (vLLM, llama.cpp, servers) have to be given it with each request, or the rates above are not this model's: `"logit_bias": {{"{id}": {bias}}}`.
 """
 
 
@@ -60,7 +65,7 @@ def export(run: Path, to: Path) -> Path:
         raise RunError(f"{to} exists and is not an empty folder. Choose another --to, or delete it.")
     loaded = load(str(tuned), dtype=stored_dtype(str(tuned)))
     model: Any = loaded.model
-    card = _card(run, loaded.name if is_adapter(tuned) else base_of(run))
+    card = _card(run, loaded.name if is_adapter(tuned) else base_of(run), token_biases(model))
 
     def save(draft: Path) -> None:
         model.save_pretrained(draft)
@@ -77,7 +82,7 @@ def base_of(run: Path) -> str:
     return str(yaml.safe_load(place.read_text(encoding="utf-8"))["model_name_or_path"]) if place.is_file() else "a model"
 
 
-def _card(run: Path, base: str) -> str:
+def _card(run: Path, base: str, biases: Mapping[int, float]) -> str:
     place = run / "metrics.json"
     models = json.loads(place.read_text(encoding="utf-8"))["models"] if place.is_file() else {}
     alias = ALIASES.get(base)
@@ -91,6 +96,7 @@ def _card(run: Path, base: str) -> str:
         base=f"{alias.hub_id} (dequantised from Q4_1)" if alias else base,
         documents=", ".join(f"{count} {label}" for label, count in counts.items()) or "none",
         rows="\n".join(rows) or "| not measured yet | | |",
+        dial="".join(DIAL.format(id=token, bias=bias) for token, bias in biases.items()),
     )
 
 

@@ -14,17 +14,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import floor, inf
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from docward.evaluation.evaluating import Settings, planned_replies
 from docward.evaluation.generating import Prompt, first_logits
 from docward.models import Loaded
-from docward.records import write_json
+from docward.records import text_hash, write_json, write_text
 from docward.types import Document, Label, Reply
 
 Progress = Callable[[str, int, int], None]
 
 PLACE = "calibration.json"
+GENERATION = "generation_config.json"
 CURVE = (0, 0.01, 0.02, 0.05, *(tenth / 10 for tenth in range(1, 10)), 0.95, 0.98, 0.99)
 """The shares refused of each label at whose biases the curve has a row: closer at both ends, where dials are set."""
 
@@ -36,7 +38,8 @@ def asked(documents: Sequence[Document], settings: Settings, pairing: str) -> li
     """
     if pairing == "crossed":
         return planned_replies(documents, settings)
-    places = {name: place for place, name in enumerate(dict.fromkeys(document.matched for document in documents))}
+    names = sorted({document.matched for document in documents}, key=text_hash)  # by chance: in a file, labels may take turns as tasks do
+    places = {name: place for place, name in enumerate(names)}
     turns = [replace(settings, tasks=(task,)) for task in settings.tasks]
     return [reply for document in documents for reply in planned_replies([document], turns[places[document.matched] % len(turns)])]
 
@@ -53,14 +56,20 @@ def margins(loaded: Loaded, planned: Sequence[Reply], settings: Settings, token:
     return [(reply.label, found[reply.key]) for reply in planned]
 
 
-def bias_for(values: Sequence[float], share: float) -> float:
-    """The highest logit bias at which at most `share` of prompts with these margins is refused (refused: margin + bias > 0; at 0 two tokens tie).
+def allowed(share: float, count: int) -> int:
+    """How many of `count` prompts may be refused so that of new ones like them at most `share` is to be expected: (allowed + 1) / (count + 1), where not 0.
+
+    Conformal risk control, arXiv 2208.02814. Of fewer than 1 / share prompts none may be, and a new one is refused more often than that.
+    """
+    return max(0, floor(share * (count + 1) + 1e-9) - 1)
+
+
+def bias_for(values: Sequence[float], most: int) -> float:
+    """The highest logit bias at which at most so many prompts with these margins are refused (refused: margin + bias > 0; at 0 two tokens tie).
 
     Infinite where all of them may be.
     """
-    ordered = sorted(values, reverse=True)
-    allowed = int(share * len(ordered))
-    return -ordered[allowed] if allowed < len(ordered) else inf
+    return -sorted(values, reverse=True)[most] if most < len(values) else inf
 
 
 def below(bias: float) -> float:
@@ -79,7 +88,7 @@ def curve(of: Mapping[Label, Sequence[float]], chosen: float) -> list[dict[str, 
     Takes margins by label and gives at most 52 rows, however many prompts there are.
     """
     highest = [-below(min(values)) for values in of.values()]  # a little more than what refuses the last one
-    biases = {chosen, *highest, *(below(bias_for(values, share)) for values in of.values() for share in CURVE)}
+    biases = {chosen, *highest, *(below(bias_for(values, floor(share * len(values) + 1e-9))) for values in of.values() for share in CURVE)}
     return [{"bias": bias, **{label.value: refused(values, bias) for label, values in of.items()}} for bias in sorted(biases)]
 
 
@@ -102,7 +111,7 @@ def calibrate(
         documents: validation documents; sensitive and ordinary ones are wanted.
         settings: tasks and wordings.
         token: id of what refusals begin with.
-        max_over_refusal: the share of prompts on sensitive documents that may be refused.
+        max_over_refusal: the share of prompts on sensitive documents that may be refused, of those asked here and to be expected of others like them.
         max_false_refusal: the share of those on ordinary ones; None: the same.
         folder: the adapter's.
         pairing: as the recipe's, see `asked`.
@@ -111,7 +120,7 @@ def calibrate(
     found = margins(loaded, asked(documents, settings, pairing), settings, token, progress)
     of = {label: values for label in Label if (values := [value for one, value in found if one == label])}
     shares = {Label.SENSITIVE: max_over_refusal, Label.ORDINARY: max_over_refusal if max_false_refusal is None else max_false_refusal}
-    highest = min((bias_for(of[label], share) for label, share in shares.items() if label in of), default=inf)
+    highest = min((bias_for(of[label], allowed(share, len(of[label]))) for label, share in shares.items() if label in of), default=inf)
     report: dict[str, Any] = {
         "token": str(loaded.tokenizer.convert_ids_to_tokens(token)),
         "id": token,
@@ -124,6 +133,8 @@ def calibrate(
     report["curve"] = curve(of, report["bias"])
     config: Any = loaded.model.generation_config
     config.sequence_bias = [[[token], float(report["bias"])]]
-    config.save_pretrained(str(folder))
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as draft:
+        config.save_pretrained(draft)
+        write_text(folder / GENERATION, (Path(draft) / GENERATION).read_text(encoding="utf-8"))  # whole or not at all
     write_json(folder / PLACE, report)
     return report

@@ -125,7 +125,7 @@ def clear(folder: Path) -> None:
     """Remove checkpoints that are not needed any more; what trackers (`report_to`) wrote among them moves to `trackers` beside the folder."""
     kept = folder.parent / TRACKERS
     with suppress(OSError):
-        for place in folder.glob("*"):
+        for place in folder.glob("[!.]*"):  # what begins with a dot is what a kill left half written
             if place.is_dir() and not place.name.startswith(("checkpoint-", BEST)):
                 shutil.copytree(place, kept / place.name, dirs_exist_ok=True)
             elif place.is_file() and place.name != RUN:

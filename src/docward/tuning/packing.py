@@ -86,12 +86,16 @@ def fit_passes(groups: Sequence[Group], most: int, compute: Compute) -> list[lis
         RecipeError: a single row is longer than `most`.
     """
     passes: list[list[Group]] = []
+    room: list[int] = []  # of each pass: tokens, or of padded rows how many; the first group is the widest
     for group in sorted((part for whole in groups for part in _parts(whole, most, compute)), key=lambda one: (-one.width, one.document)):
-        home = next((one for one in passes if size_of([*one, group], compute) <= most), None)
+        takes = group.shared_tokens if compute == "shared" else len(group.rows)
+        home = next((place for place, left in enumerate(room) if left >= takes), None)
         if home is None:
             passes.append([group])
+            room.append((most if compute == "shared" else most // group.width) - takes)
         else:
-            home.append(group)
+            passes[home].append(group)
+            room[home] -= takes
     return passes
 
 

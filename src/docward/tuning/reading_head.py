@@ -168,7 +168,7 @@ def _read(model: Any, places: Sequence[Place], passes: Sequence[Sequence[Group]]
             ends = torch.tensor([int(prompt[-1]) for prompt in prompts], device=model.device)
             texts = [document if len(document) else prompt for prompt, document in zip(prompts, documents, strict=True)]
             framed = [prompt[~torch.isin(prompt, document)] for prompt, document in zip(prompts, documents, strict=True) if len(document)]
-            frames = torch.cat([ends[:0], *framed])
+            frames = torch.cat([ends.new_empty(0, device="cpu"), *framed])  # places of a pass are on the CPU
             cut = [text.chunk(max(1, round(len(text) / PIECE))) for text in texts]
             counts += map(len, cut)
             for place, (means, pieces, answers, given, around, inside, begins) in zip(places, parts, strict=True):
