@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import floor, inf
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from docward.evaluation.evaluating import Settings, planned_replies
@@ -133,8 +132,6 @@ def calibrate(
     report["curve"] = curve(of, report["bias"])
     config: Any = loaded.model.generation_config
     config.sequence_bias = [[[token], float(report["bias"])]]
-    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as draft:
-        config.save_pretrained(draft)
-        write_text(folder / GENERATION, (Path(draft) / GENERATION).read_text(encoding="utf-8"))  # whole or not at all
+    write_text(folder / GENERATION, config.to_json_string())  # what save_pretrained writes, but whole or not at all
     write_json(folder / PLACE, report)
     return report
