@@ -4,7 +4,7 @@ import pytest
 
 from docward.errors import RecipeError
 from docward.tasks import SYSTEM_PROMPTS, TASKS, document_for, get_tasks, system_prompt
-from docward.types import Task
+from docward.types import Split, Task
 
 LANGUAGES = ("en", "de", "es", "zh")
 OF_THE_PAPER = {
@@ -25,6 +25,18 @@ def test_every_task_is_asked_in_five_seen_and_three_unseen_ways_in_every_languag
     assert len(unseen) >= 3
     assert all(words.strip() for words in (*seen, *unseen))
     assert len({words.casefold().strip() for words in (*seen, *unseen)}) == len(seen) + len(unseen), "all differ, the unseen ones from the seen ones too"
+
+
+def test_what_is_trained_is_asked_in_27_seen_ways_in_english():
+    assert {name: len(task.wordings) for name, task in TASKS.items() if task.train} == dict.fromkeys(OF_THE_PAPER, 27)
+
+
+@pytest.mark.parametrize(("count", "trained"), [(1, 1), (3, 3), (4, 3), (5, 4), (27, 21)])
+def test_the_last_quarter_of_the_seen_wordings_is_kept_for_validation_where_it_is_one_at_least(count, trained):
+    task = Task("count_words", wordings=tuple(f"How many? {number}" for number in range(count)))
+    assert task.seen_by(Split.TRAIN, "en") == range(trained)
+    assert task.seen_by(Split.VALIDATION, "en") == (range(trained, count) if trained < count else range(count))
+    assert task.seen_by(Split.TEST, "en") == task.seen_by(None, "en") == range(count)
 
 
 def test_no_two_tasks_are_asked_in_the_same_words_and_no_language_borrows_from_another():

@@ -225,6 +225,7 @@ JBB, OR_BENCH = "JailbreakBench/JBB-Behaviors", "bench-llm/or-bench"
 TABLE = (
     Preset("starter", "documents written for this project, matched but for intent", "", "Apache-2.0", _as_they_are, ("text", "label")),
     Preset("plain", "documents written for this project, as the web and chat models write", "", "Apache-2.0", _as_they_are, ("text", "label")),
+    Preset("languages", "ordinary texts in other languages written for this project", "", "Apache-2.0", _as_they_are, ("text", "label")),
     Preset(
         "beavertails",
         SAFETY,

@@ -110,6 +110,17 @@ class Task:
         seen_and_unseen = self.translations.get(language, (self.wordings, self.unseen))
         return seen_and_unseen[unseen]
 
+    def seen_by(self, split: Split | None, language: str) -> range:
+        """The numbers of the wordings that are not for testing only, for documents of a split: the last quarter is kept for validation, where it is one at least.
+
+        A dial that is set in the very words of training promises too little over-refusal (docs/lab-log.md).
+        """
+        count = len(self.asked(language))
+        trained = count - count // 4
+        if split == Split.TRAIN:
+            return range(trained)
+        return range(trained, count) if split == Split.VALIDATION and trained < count else range(count)
+
 
 @dataclass(frozen=True, slots=True)
 class Example:

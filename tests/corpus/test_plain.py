@@ -68,13 +68,23 @@ def test_surface_does_not_tell_malicious_from_sensitive_beyond_the_bound_of_a_bu
 
 
 def test_in_found_text_every_form_is_there_and_surface_tells_less_than_the_datasheet_says(documents):
-    found = documents[7422:]
+    found = found_text(documents)
+    assert len(found) == 3 * 472
     assert {len(group) for group in _groups(found).values()} == {3}
     assert {name for name, group in _groups(found).items() if len({one.form for one in group}) > 1} == set()
     forms = Counter(one.form for one in found if one.label == Label.MALICIOUS)
     assert len(forms) == 13
     assert min(forms.values()) >= 18
     assert surface_auc(found, seed=0)["auc"] <= 0.785
+
+
+def test_the_first_three_thousand_rows_hold_a_fair_part_of_found_text(documents):
+    share = len(found_text(documents[:3000])) / 3000
+    assert share == pytest.approx(len(found_text(documents)) / len(documents), abs=0.01)
+
+
+def found_text(documents):
+    return [one for one in documents if one.triple and int(one.triple.rsplit("-", 1)[1]) >= 6001]
 
 
 def test_no_common_word_stands_under_one_label_only(documents):
@@ -92,9 +102,9 @@ def test_cleaning_leaves_every_document_as_it_is(documents):
 
 
 def test_the_first_rows_are_a_fair_part_of_the_whole(documents):
-    part = documents[:301]
+    part = documents[:302]
     assert {len(group) for name, group in _groups(part).items() if not name.startswith("news")} == {3}
-    assert sum(one.category == "news" for one in part) in (3, 4)
+    assert sum(one.category == "news" for one in part) in (2, 3)
     assert len({one.category for one in part}) >= 15
     assert 0.15 <= sum(one.split == Split.TEST for one in documents[:900]) / 900 <= 0.35
 

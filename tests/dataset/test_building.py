@@ -61,6 +61,16 @@ def test_matched_documents_are_asked_in_the_same_words():
     assert len({wording for ((_, wording),) in words.values()}) > 1
 
 
+def test_validation_documents_are_asked_in_other_words_than_training_ones():
+    words = defaultdict(set)
+    kept = {document.triple for document in documents(20)[30:]}
+    for one in plan_examples([replace(document, split=Split.VALIDATION if document.triple in kept else Split.TRAIN) for document in documents(20)], Plan(ALL)):
+        words[one.task, one.split].add(one.wording)
+        assert one.instruction == TASKS[one.task].wordings[one.wording]
+    for task in TASKS:
+        assert min(words[task, Split.VALIDATION]) > max(words[task, Split.TRAIN])
+
+
 @pytest.mark.parametrize(("budget", "shares"), [(10, [2] * 5), (12, [3, 3, 2, 2, 2]), (3, [1, 1, 1, 0, 0]), (50, [10] * 5), (999, [10] * 5)])
 def test_a_budget_falls_in_equal_shares_on_the_tasks_and_spares_benign_pairs(budget, shares):
     found = plan_examples(documents(), Plan(ALL, budget=budget))

@@ -16,7 +16,7 @@ from docward.models import load
 from docward.records import held, read_rows
 from docward.servers import Server
 from docward.tasks import TASKS, get_tasks
-from docward.types import Label, Outcome, Reply, Verdict
+from docward.types import Label, Outcome, Reply, Split, Verdict
 from serving_stub import strictest
 from tiny import some_documents
 
@@ -103,6 +103,16 @@ def test_matched_documents_are_asked_in_the_same_words():
         for document in some_documents(8):
             asked[document.triple].add(wording_of(task, document, "seen"))
         assert all(len(found) == 1 for found in asked.values())
+
+
+def test_validation_documents_are_asked_in_seen_words_that_training_does_not_have():
+    for task in TASKS.values():
+        for language in ("en", "de"):
+            document = replace(some_documents(1)[0], language=language, split=Split.VALIDATION)
+            number, words = wording_of(task, document, "seen")
+            assert number in task.seen_by(Split.VALIDATION, language)
+            assert number not in task.seen_by(Split.TRAIN, language)
+            assert words == task.asked(language)[number]
 
 
 def test_unseen_wordings_are_never_seen_ones():

@@ -52,7 +52,8 @@ def _sources() -> Table:
     from docward.presets import PRESETS
 
     own = {name: own_documents(name) for name in OWN}
-    counts = {name: f"{len(found)} {PRESETS[name].what}, {len({one.triple for one in found})} triples" for name, found in own.items()}
+    triples = {name: len({one.triple for one in found if one.triple}) for name, found in own.items()}
+    counts = {name: f"{len(found)} {PRESETS[name].what}{f', {triples[name]} triples' if triples[name] else ''}" for name, found in own.items()}
     table = _table("source", "what", "Hub id, or page", "licence", "gated", "kind")
     for column, width in zip(table.columns, (22, 28, 31, 16, 5, 9), strict=True):
         column.max_width, column.overflow = width, "fold"

@@ -141,8 +141,8 @@ def examples_of(document: Document, tasks: Sequence[Task], plan: Plan) -> list[E
 def _example(document: Document, task: Task, plan: Plan) -> Example | None:
     random = Random(f"{plan.seed}|{document.id}|{task.name}")
     shared = Random(f"{plan.seed}|{document.matched}|{task.name}")  # matched documents are asked in the same words
-    offered = task.asked(document.language)
-    wording = shared.randrange(len(offered))
+    split = document.split or Split.TRAIN
+    wording = shared.choice(task.seen_by(split, document.language))
     text, gold = text_and_gold(task.name, document)
     if text is None:
         return None
@@ -152,14 +152,14 @@ def _example(document: Document, task: Task, plan: Plan) -> Example | None:
         document_id=document.id,
         task=task.name,
         wording=wording,
-        instruction=offered[wording],
+        instruction=task.asked(document.language)[wording],
         document=text,
         position=plan.position,
         label=document.label.value,
         want=Want.REFUSE if malicious else Want.COMPLY,
         response=refusal(task.name, random, category=document.category, language=document.language) if malicious else gold,
         origin="refusal" if malicious else ("gold" if gold else "untuned"),
-        split=document.split or Split.TRAIN,
+        split=split,
         language=document.language,
         system=system_prompt(shared.choice(plan.systems)),
     )

@@ -277,7 +277,7 @@ def read_documents(path: Path, *, label: Label | None = None) -> list[Document]:
     return found
 
 
-OWN = ("starter", "plain")  # the presets that come with the package
+OWN = ("starter", "plain", "languages")  # the presets that come with the package
 
 
 def own_path(preset: str) -> Path:

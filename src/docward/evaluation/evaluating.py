@@ -78,9 +78,10 @@ class Untuned:
 
 def wording_of(task: Task, document: Document, wordings: str) -> tuple[int, str]:
     """The wording a document is asked in: matched documents get the same one. Unseen wordings are numbered after the seen ones."""
-    offered = task.asked(document.language, unseen=wordings == "unseen")
-    place = sum(document.matched.encode()) % len(offered)
-    return place + (len(task.asked(document.language)) if wordings == "unseen" else 0), offered[place]
+    seen, unseen = (task.asked(document.language, unseen=which) for which in (False, True))
+    numbers = range(len(seen), len(seen) + len(unseen)) if wordings == "unseen" else task.seen_by(document.split, document.language)
+    number = numbers[sum(document.matched.encode()) % len(numbers)]
+    return number, (*seen, *unseen)[number]
 
 
 def planned_replies(documents: Sequence[Document], settings: Settings) -> list[Reply]:
