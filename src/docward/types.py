@@ -111,7 +111,7 @@ class Task:
         return seen_and_unseen[unseen]
 
     def seen_by(self, split: Split | None, language: str) -> range:
-        """The numbers of the wordings that are not for testing only, for documents of a split: the last quarter is kept for validation, where it is one at least.
+        """The numbers of the seen wordings for documents of a split: the last quarter, where that is one at least, is kept for validation.
 
         A dial that is set in the very words of training promises too little over-refusal (docs/lab-log.md).
         """

@@ -11,8 +11,8 @@ from docward.documents.reading import own_documents, unique_documents
 from docward.types import Label, Split
 
 FOR_TESTING_ALONE = {"ca", "fa", "ko", "sv", "ta", "uk"}
-SCRIPTS = {"ar": "ARABIC", "bg": "CYRILLIC", "bn": "BENGALI", "el": "GREEK", "fa": "ARABIC", "he": "HEBREW", "hi": "DEVANAGARI", "ja": ("CJK", "HIRAGANA", "KATAKANA")}
-SCRIPTS |= {"ko": "HANGUL", "ru": "CYRILLIC", "ta": "TAMIL", "th": "THAI", "uk": "CYRILLIC", "zh": "CJK"}
+SCRIPTS = {"ar": "ARABIC", "bg": "CYRILLIC", "bn": "BENGALI", "el": "GREEK", "fa": "ARABIC", "he": "HEBREW", "hi": "DEVANAGARI"}
+SCRIPTS |= {"ja": ("CJK", "HIRAGANA", "KATAKANA"), "ko": "HANGUL", "ru": "CYRILLIC", "ta": "TAMIL", "th": "THAI", "uk": "CYRILLIC", "zh": "CJK"}
 
 
 @pytest.fixture(scope="module")
