@@ -25,7 +25,7 @@ from docward.tuning.packing import Compute, Group, fit_passes
 from docward.tuning.reading_head import batch_of, give_reading_heads
 from docward.tuning.refusal_token import refusal_token_id
 
-SOME_ROWS = 1200  # the row is fitted on so many, or on half of them where that is more: beyond that it hardly gains (docs/lab-log.md)
+SOME_ROWS = 2400  # the row is fitted on so many, or on half of them where that is more: wordings differ, so it wants many (docs/lab-log.md)
 RIDGE = 1000.0  # of the penalty, on states of unit variance (1 / C in scikit-learn)
 LATER = 4.0  # weight of all later places of a benign answer, beside its first: the token must not come up at any of them
 HEAT = 4.0  # log-odds are margins divided by it: the louder the row, the less the other tokens' own ups and downs decide, which tell nothing of intent
