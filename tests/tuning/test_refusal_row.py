@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from docward.tuning import refusal_row
 from docward.tuning.adapters import prepare
 from docward.tuning.losses import decision_nll, example_nll
 from docward.tuning.packing import Row, group_of, pass_of
-from docward.tuning.refusal_row import HEAT, RIDGE, _choices, begin_from_a_fit, logistic_row
+from docward.tuning.refusal_row import HEAT, RIDGE, _choices, begin_from_a_fit, fitted_row, log_odds
 from docward.tuning.refusal_token import refusal_token_id
 from docward.tuning.sharing import shared_layout
 from docward.tuning.tuning import training_groups
@@ -63,7 +64,7 @@ def test_the_fit_is_that_of_scikit_learn():
     refuse = (states[:, 0] + 0.5 * torch.randn(300, generator=draw)) > 0.8
     states = torch.cat([states, torch.ones(300, 1)], 1) * torch.tensor([1.0, 1, 1, 1, 1, 1, 1])
     states[:, 6] += 1e-3 * torch.randn(300, generator=draw)
-    found = logistic_row(states, torch.zeros(300), refuse, torch.zeros(7), torch.ones(300))
+    found = fitted_row(states, torch.zeros(300), refuse, torch.zeros(7), torch.ones(300))
     peer = LogisticRegression(C=1 / RIDGE, fit_intercept=False, class_weight="balanced", tol=1e-8, max_iter=1000).fit(
         states / states.std(0, correction=0), refuse
     )
@@ -77,7 +78,7 @@ def test_what_the_other_tokens_do_by_chance_decides_little(monkeypatch):
     refuse = (states[:, 0] + 0.5 * torch.randn(400, generator=draw)) > 0
 
     def ranked():
-        score = states @ logistic_row(states, others, refuse, torch.zeros(1), torch.ones(400)) - others
+        score = states @ fitted_row(states, others, refuse, torch.zeros(1), torch.ones(400)) - others
         return float((score[refuse].unsqueeze(1) > score[~refuse]).float().mean())
 
     loud = ranked()
@@ -91,16 +92,16 @@ def test_the_fit_heeds_weights_and_is_drawn_to_where_it_begins(monkeypatch):
     refuse = (states[:, 0] + torch.randn(200, generator=draw)) > 0.5
     start = torch.tensor([0.0, 0.0, 2.0])
     monkeypatch.setattr(refusal_row, "RIDGE", 1e9)
-    assert torch.allclose(logistic_row(states, torch.zeros(200), refuse, start, weights), start, atol=1e-3)
+    assert torch.allclose(fitted_row(states, torch.zeros(200), refuse, start, weights), start, atol=1e-3)
     monkeypatch.setattr(refusal_row, "RIDGE", 1.0)
     doubled = torch.cat([states, states[:50]])
     twice = [torch.cat([weights, weights[:50]]), torch.cat([weights[:50] * 2, weights[50:]])]
     both = (
-        logistic_row(doubled, torch.zeros(250), torch.cat([refuse, refuse[:50]]), torch.zeros(3), twice[0]),
-        logistic_row(states, torch.zeros(200), refuse, torch.zeros(3), twice[1]),
+        fitted_row(doubled, torch.zeros(250), torch.cat([refuse, refuse[:50]]), torch.zeros(3), twice[0]),
+        fitted_row(states, torch.zeros(200), refuse, torch.zeros(3), twice[1]),
     )
     assert torch.allclose(*both, atol=0.02 * HEAT)
-    assert not torch.allclose(both[1], logistic_row(states, torch.zeros(200), refuse, torch.zeros(3), torch.ones(200)), atol=0.02 * HEAT)
+    assert not torch.allclose(both[1], fitted_row(states, torch.zeros(200), refuse, torch.zeros(3), torch.ones(200)), atol=0.02 * HEAT)
 
 
 def test_later_places_do_not_shift_where_refusals_begin(monkeypatch):
@@ -115,9 +116,9 @@ def test_later_places_do_not_shift_where_refusals_begin(monkeypatch):
     def shift(row):
         return float(row[1] / row[0])
 
-    alone = logistic_row(begun[:, :2], torch.zeros(300), refuse, torch.zeros(2), torch.ones(300))
-    both = logistic_row(states, torch.zeros(1200), wanted, torch.zeros(3), torch.ones(1200), first)
-    mixed = logistic_row(states, torch.zeros(1200), wanted, torch.zeros(3), torch.ones(1200))
+    alone = fitted_row(begun[:, :2], torch.zeros(300), refuse, torch.zeros(2), torch.ones(300))
+    both = fitted_row(states, torch.zeros(1200), wanted, torch.zeros(3), torch.ones(1200), first)
+    mixed = fitted_row(states, torch.zeros(1200), wanted, torch.zeros(3), torch.ones(1200))
     assert shift(both) == pytest.approx(shift(alone), abs=0.1)
     assert abs(shift(mixed) - shift(alone)) > 0.3
     assert (states[~first] @ both).max() < 0
@@ -127,7 +128,8 @@ def test_the_row_is_fitted_where_refusals_begin_and_against_each_token_of_all_ot
     rows = [([3, 4, 5, 9, 7], "defense"), ([3, 4, 6, 7, 8], "benign"), ([3, 4, 6, 5], "benign")]
     made = [group_of([Row(Rendered(ids, 3, 0, range(0)), 2.0, term)], document=term, matched="") for ids, term in rows]
     batch = pass_of(made, compute="rows", pad=0)
-    states, others, refuse, first, weights = _choices(tiny.model, batch, 9)
+    states, others, refuse, first, weights, scores = _choices(tiny.model, batch, 9)
+    assert scores.isfinite().tolist() == [True, True, False, True]
     assert (refuse.tolist(), first.tolist()) == ([True, False, False, False], [True, True, False, True])
     assert weights.tolist() == [2.0] * 4
     with torch.no_grad():
@@ -200,3 +202,57 @@ def test_the_output_layer_gets_states_that_need_no_copy_of_it_while_a_token_is_t
         model(torch.arange(5, 17).view(2, 6), logits_to_keep=1)
     assert [states.stride() for states in seen] == [torch.empty(states.shape).stride() for states in seen]
     assert len(seen) == 1
+
+
+def test_a_row_that_aims_at_scores_takes_no_shortcut_that_labels_offer():
+    draw = torch.Generator().manual_seed(5)
+    told, shortcut = torch.randn(400, generator=draw), torch.randn(400, generator=draw)
+    refuse = told + shortcut > 0
+    states, weights = torch.stack([told, shortcut], 1), torch.ones(400)
+    by_label = fitted_row(states, torch.zeros(400), refuse, torch.zeros(2), weights)
+    aiming = fitted_row(states, torch.zeros(400), refuse, torch.zeros(2), weights, aims=2 * told)
+    assert by_label[1] > 0.5 * by_label[0]
+    assert aiming[0] == pytest.approx(2 * HEAT, rel=0.1)
+    assert abs(aiming[1]) < 0.05 * aiming[0]
+
+
+def test_where_there_is_no_aim_labels_tell():
+    draw = torch.Generator().manual_seed(6)
+    states = torch.randn(400, 1, generator=draw)
+    refuse = states[:, 0] > 0
+    row = fitted_row(states, torch.zeros(400), refuse, torch.zeros(1), torch.ones(400), aims=torch.full((400,), torch.nan))
+    assert torch.equal(row, fitted_row(states, torch.zeros(400), refuse, torch.zeros(1), torch.ones(400)))
+
+
+def test_scores_become_log_odds_in_which_both_sides_weigh_the_same():
+    draw = torch.Generator().manual_seed(7)
+    scores = torch.cat([torch.randn(900, generator=draw), 2 + torch.randn(100, generator=draw), torch.tensor([torch.nan])])
+    refuse = torch.arange(1001) >= 900
+    odds = log_odds(scores, refuse, torch.ones(1001))
+    assert odds.isfinite().tolist() == [True] * 1000 + [False]
+    middle = torch.tensor([0.0, 1.0, 2.0])
+    slope = float((odds[0] - odds[1]) / (scores[0] - scores[1]))
+    assert slope == pytest.approx(2, abs=0.4)  # two normal distributions, two apart
+    assert float(odds[0] + slope * (middle[1] - scores[0])) == pytest.approx(0, abs=0.4)  # even odds are half-way, whatever their numbers
+    assert log_odds(scores, refuse & False, torch.ones(1001)).isnan().all()
+
+
+def test_what_heads_read_is_told_at_the_beginning_of_answers_on_documents(with_token):
+    loaded = load(str(with_token), dtype="float32")
+    model = prepare(loaded, SECTION)
+    rows = [([3, 4, 5, 9, 7], "defense"), ([3, 4, 6, 7, 8], "benign"), ([3, 6, 7, 8], "general")]
+    made = [group_of([Row(Rendered(ids, 3, 0, range(0)), 2.0, term)], document=term, matched="") for ids, term in rows]
+    decoder = model.base_model.model.get_decoder()
+    draw, seen = torch.Generator().manual_seed(8), []
+    heads = [(SimpleNamespace(layer=layer), torch.randn(decoder.config.hidden_size, generator=draw)) for layer in (0, 1)]
+    _, _, refuse, first, _, scores = _choices(model, pass_of(made, compute="rows", pad=0), 9, heads)
+    assert first.tolist() == [True, True, False, True]
+    assert scores.isfinite().tolist() == [True, True, False, False]
+    for place, _ in heads:
+        decoder.layers[place.layer].self_attn.q_proj.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    for (ids, _), found in zip(rows, scores[:2], strict=False):
+        seen.clear()
+        with torch.no_grad():
+            model(input_ids=torch.tensor([ids[:3]]))
+        wanted = sum(float((states[0] @ reads).mean()) for states, (_, reads) in zip(seen, heads, strict=True))
+        assert float(found) == pytest.approx(wanted, abs=1e-4)

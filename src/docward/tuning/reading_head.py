@@ -103,10 +103,10 @@ class Spread:
 @torch.no_grad()
 def give_reading_heads(
     model: Any, places: Sequence[Place], groups: Sequence[Group], section: TuningSection, compute: Compute, progress: Progress = lambda *_: None
-) -> bool:
-    """Write the heads into a fresh adapter.
+) -> list[torch.Tensor]:
+    """Write the heads into a fresh adapter; gives the direction that each reads off what enters its layer's attention, (size,).
 
-    False, and nothing is written, where training rows show no difference to read, or states that are no numbers.
+    None, and nothing is written, where training rows show no difference to read, or states that are no numbers.
 
     Args:
         model: with the adapter, in the layout that `compute` wants.
@@ -121,9 +121,9 @@ def give_reading_heads(
     read = _read(model, places, passes, compute, progress)
     told = ~read.general & (read.weights.cpu() > 0)  # general rows are no documents: nothing is to be written for them, whatever they are
     if len(set(read.refuse[told].tolist())) < 2:
-        return False
+        return []
     if not all(bool(torch.isfinite(one).all()) for one in (read.last.squares, *(states for seen in read.seen for states in (seen.means, seen.answers)))):
-        return False
+        return []
     owner = torch.repeat_interleave(torch.arange(len(told)), read.pieces)
     features = [(one.pieces[told[owner]], left_out(harmless(one, read.refuse, read.general), one.around)) for one in read.seen]
     found = reading_directions(features, read.refuse[told], read.weights[told], read.pieces[told])
@@ -131,7 +131,7 @@ def give_reading_heads(
     score = torch.stack(parts).sum(0)
     spread = float(score[told].std())
     if not spread > 0:
-        return False
+        return []
     direction = unseen_direction(model, read.last.covariance(), places[0].layer)
     ways, most = zip(*(_way(decoder.layers[place.layer], direction, seen.given) for place, seen in zip(places, read.seen, strict=True)), strict=True)
     loud = min(LOUD * read.length / spread, *(limit / max(float(part[told].std()), 1e-9) for limit, part in zip(most, parts, strict=True)))
@@ -142,7 +142,7 @@ def give_reading_heads(
             were = attention.q_proj.weight.float()[rows_of(number, place.size)]
             asks = steady_direction([seen.begins, seen.inside]).to(were.device) * (were @ seen.begins.mean().float().to(were.device)).norm()
         write_head(attention, place.size, number, reads, loud * way, asks)
-    return True
+    return found
 
 
 def _read(model: Any, places: Sequence[Place], passes: Sequence[Sequence[Group]], compute: Compute, progress: Progress) -> Read:

@@ -2,8 +2,9 @@
 
 In: a model with a fresh adapter and the training rows. Out: a model whose refusal token has a margin over all others that tells malicious from benign training
 documents; steps, where the recipe has any, go on from there. Where the model's attention allows for it, heads bring what the whole text says
-(`reading_head.py`). The row is a logistic regression on the states where the token is to be chosen or not: where answers begin, and at all later places of
-benign answers, which must not have it.
+(`reading_head.py`). The row is a regression on the states where the token is to be chosen or not: where answers begin, and at all later places of benign
+answers, which must not have it. Where answers begin it aims at what the heads read there, which says more of a row than its label does; without heads, and at
+later places, it is a logistic one.
 A token as refusal score: Refusal Tokens, arXiv 2412.06748.
 """
 
@@ -20,15 +21,20 @@ from docward import processes
 from docward.models import Loaded
 from docward.recipe import TuningSection
 from docward.tuning.adapters import can_begin_from_a_fit, reading_heads, token_rows
-from docward.tuning.losses import DEFENSE, forward_inputs
+from docward.tuning.head_weights import Place
+from docward.tuning.losses import DEFENSE, GENERAL, forward_inputs
 from docward.tuning.packing import Compute, Group, fit_passes
 from docward.tuning.reading_head import batch_of, give_reading_heads
 from docward.tuning.refusal_token import refusal_token_id
 
 SOME_ROWS = 2400  # the row is fitted on so many, or on half of them where that is more: wordings differ, so it wants many (docs/lab-log.md)
 RIDGE = 1000.0  # of the penalty, on states of unit variance (1 / C in scikit-learn)
+AIMED_RIDGE = 30.0  # the same where heads are aimed at: a number says more than a label, so less has to hold the row back
 LATER = 4.0  # weight of all later places of a benign answer, beside its first: the token must not come up at any of them
 HEAT = 4.0  # log-odds are margins divided by it: the louder the row, the less the other tokens' own ups and downs decide, which tell nothing of intent
+
+
+_Heads = Sequence[tuple[Place, torch.Tensor]]  # where, and what it reads off
 
 
 def begin_from_a_fit(
@@ -56,6 +62,7 @@ def begin_from_a_fit(
     if token is None or not rows or not can_begin_from_a_fit(loaded, section):
         return False
     _, places = reading_heads(loaded, section)
+    heads: list[tuple[Place, torch.Tensor]] = []
     if not places:
         progress(
             "no heads can be fitted to read (that takes attention of a known kind, and LoRA on q_proj, k_proj, v_proj and o_proj without DoRA and dropout): "
@@ -64,14 +71,14 @@ def begin_from_a_fit(
             0,
         )
     else:
-        give_reading_heads(model, places, groups, section, compute, progress)
-    found = processes.on_main(lambda: _fitted(model, groups, section, compute, token, rows[-1], progress))
+        heads = list(zip(places, give_reading_heads(model, places, groups, section, compute, progress), strict=False))  # none where there was nothing to read
+    found = processes.on_main(lambda: _fitted(model, groups, section, compute, token, rows[-1], heads, progress))
     with torch.no_grad():
         rows[-1].copy_(torch.tensor(found, dtype=rows[-1].dtype, device=rows[-1].device).expand_as(rows[-1]))
     return True
 
 
-def _fitted(model: Any, groups: Sequence[Group], section: TuningSection, compute: Compute, token: int, row: torch.Tensor, progress: Any) -> Any:
+def _fitted(model: Any, groups: Sequence[Group], section: TuningSection, compute: Compute, token: int, row: torch.Tensor, heads: _Heads, progress: Any) -> Any:
     rows = sum(len(group.rows) for group in groups)
     share = min(1.0, max(SOME_ROWS, rows / 2) / rows)
     some = Random(0).sample(list(groups), max(1, round(share * len(groups))))  # by chance: labels take turns in the data
@@ -79,25 +86,36 @@ def _fitted(model: Any, groups: Sequence[Group], section: TuningSection, compute
     parts: list[tuple[torch.Tensor, ...]] = []
     for done, one in enumerate(passes):
         progress("the refusal token's first row: passes", done, len(passes))
-        parts.append(_choices(model, batch_of(model, one, compute), token))
-    states, others, refuse, first, weights = (torch.cat(column) for column in zip(*parts, strict=True))
+        parts.append(_choices(model, batch_of(model, one, compute), token, heads))
+    states, others, refuse, first, weights, scores = (torch.cat(column) for column in zip(*parts, strict=True))
     start = row.detach().reshape(-1, row.shape[-1])[0].float()
-    return logistic_row(states, others, refuse, start, torch.where(first, 1, LATER) * weights, first).tolist()
+    aims = log_odds(scores, refuse, weights) if heads else None
+    return fitted_row(states, others, refuse, start, torch.where(first, 1, LATER) * weights, first, aims).tolist()
 
 
 @torch.no_grad()
-def _choices(model: Any, batch: dict[str, Any], token: int) -> tuple[torch.Tensor, ...]:
+def _choices(model: Any, batch: dict[str, Any], token: int, heads: _Heads = ()) -> tuple[torch.Tensor, ...]:
     """Where the token must be chosen (answers to refuse, at their start), and where it must not be (all others, at each of their tokens).
 
-    What enters the output layer there, (places, size); the highest logit of other tokens; whether to refuse; whether an answer begins here; and weights, as
-    much for all later places of an answer as for its first.
+    What enters the output layer there, (places, size); the highest logit of other tokens; whether to refuse; whether an answer begins here; weights, as much
+    for all later places of an answer as for its first; and what the heads read of the prompt where an answer on a document begins, elsewhere not a number.
     """
     entered: list[torch.Tensor] = []
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: entered.append(given[0]))
+    scores = torch.zeros(len(batch["terms"]), device=model.device)
+
+    def score(given: torch.Tensor, reads: torch.Tensor) -> None:
+        along = given.flatten(0, -2).float() @ reads.to(given.device)
+        scores.add_(torch.stack([along[prompt].mean() for prompt in batch["prompts"]]))
+
+    hooks = [model.get_output_embeddings().register_forward_pre_hook(lambda _, given: entered.append(given[0]))]
+    for place, reads in heads:
+        attention = model.base_model.model.get_decoder().layers[place.layer].self_attn
+        hooks.append(attention.q_proj.register_forward_pre_hook(lambda _, given, reads=reads: score(given[0], reads)))
     try:
         logits = model(**forward_inputs(batch), logits_to_keep=batch["keep"], use_cache=False).logits
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
     others = logits.reshape(-1, logits.shape[-1]).float()
     others[:, token] = -torch.inf
     owner, device = batch["owner"], others.device
@@ -109,13 +127,38 @@ def _choices(model: Any, batch: dict[str, Any], token: int) -> tuple[torch.Tenso
     weights = batch["factors"][owner] / torch.where(first, 1, later[owner])
     places = batch["source"][batch["pair"]][kept]
     inside = entered[0].reshape(-1, entered[0].shape[-1])
-    return inside[places].float(), others.amax(-1)[places], refused[kept], first[kept], weights[kept]
+    scored = first & torch.tensor([term != GENERAL for term in batch["terms"]], device=device)[owner]
+    read = torch.where(scored, scores[owner], torch.nan)[kept]
+    return inside[places].float(), others.amax(-1)[places], refused[kept], first[kept], weights[kept], read
 
 
-def logistic_row(
-    states: torch.Tensor, others: torch.Tensor, refuse: torch.Tensor, start: torch.Tensor, weights: torch.Tensor, first: torch.Tensor | None = None
+def log_odds(scores: torch.Tensor, refuse: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Scores as log-odds of `refuse`, by a logistic regression in which both sides weigh the same; not a number where a score is not, (examples,)."""
+    from sklearn.linear_model import LogisticRegression
+
+    known = scores.isfinite().cpu()
+    read, truth, shares = (one.cpu()[known].double().numpy() for one in (scores, refuse, weights))
+    if len(set(truth.tolist())) < 2:
+        return torch.full_like(scores, torch.nan)
+    for side in (truth > 0, truth == 0):
+        shares[side] /= max(float(shares[side].sum()), 1e-9)
+    spread = max(float(read.std()), 1e-9)
+    fitted = LogisticRegression(C=1e6).fit(read[:, None] / spread, truth, sample_weight=shares * len(truth))
+    return scores * float(fitted.coef_[0, 0]) / spread + float(fitted.intercept_[0])
+
+
+def fitted_row(
+    states: torch.Tensor,
+    others: torch.Tensor,
+    refuse: torch.Tensor,
+    start: torch.Tensor,
+    weights: torch.Tensor,
+    first: torch.Tensor | None = None,
+    aims: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The row whose margins, states @ row - others, divided by HEAT fit `refuse` best as log-odds; both sides weigh the same.
+    """The row whose margins, states @ row - others, divided by HEAT are best as log-odds: nearest to `aims`, and where there are none, of `refuse`.
+
+    Both sides weigh the same.
 
     Args:
         states: (examples, size).
@@ -124,6 +167,7 @@ def logistic_row(
         start: (size,), where the search begins and what the penalty draws towards.
         weights: (examples,), relative within a side.
         first: boolean (examples,), those in which the sides are to weigh the same; all others come on top. Default: all.
+        aims: (examples,), the log-odds to come to, by least squares in units of their spread; not a number where there are none. Default: nowhere.
 
     Returns:
         (size,), float32, on the CPU.
@@ -132,6 +176,10 @@ def logistic_row(
     refuse = refuse.cpu()
     wanted, begun = refuse.double(), torch.ones_like(refuse) if first is None else first.cpu()
     shares = torch.where(refuse, 0.5 / (weights * refuse * begun).mean().clamp(min=1e-6), 0.5 / (weights * ~refuse * begun).mean().clamp(min=1e-6)) * weights
+    wished = torch.full_like(others, torch.nan) if aims is None else aims.cpu().double()
+    aimed = wished.isfinite()
+    wished, ridge = wished.nan_to_num(), AIMED_RIDGE if aimed.any() else RIDGE
+    spread = wished[aimed].std(correction=0).clamp(min=1e-6) if aimed.any() else 1.0
     scale = states.std(0, correction=0).clamp(min=1e-6)
     scaled, fixed = states / scale, states @ start - others
     moves = torch.zeros_like(start, requires_grad=True)
@@ -139,7 +187,10 @@ def logistic_row(
 
     def loss() -> torch.Tensor:
         search.zero_grad()
-        value = binary_cross_entropy_with_logits(fixed / HEAT + scaled @ moves, wanted, weight=shares) + RIDGE * moves.square().sum() / (2 * len(states))
+        odds = fixed / HEAT + scaled @ moves
+        told = binary_cross_entropy_with_logits(odds, wanted, reduction="none")
+        missed = ((odds - wished) / spread).square() / 2
+        value = (shares * torch.where(aimed, missed, told)).mean() + ridge * moves.square().sum() / (2 * len(states))
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
