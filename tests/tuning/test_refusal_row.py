@@ -204,7 +204,9 @@ def test_the_output_layer_gets_states_that_need_no_copy_of_it_while_a_token_is_t
     assert len(seen) == 1
 
 
-def test_a_row_that_aims_at_scores_takes_no_shortcut_that_labels_offer():
+def test_a_row_that_aims_at_scores_takes_no_shortcut_that_labels_offer(monkeypatch):
+    monkeypatch.setattr(refusal_row, "AIMED_RIDGE", 0.1)
+    monkeypatch.setattr(refusal_row, "RIDGE", 0.1)
     draw = torch.Generator().manual_seed(5)
     told, shortcut = torch.randn(400, generator=draw), torch.randn(400, generator=draw)
     refuse = told + shortcut > 0
@@ -226,15 +228,14 @@ def test_where_there_is_no_aim_labels_tell():
 
 def test_scores_become_log_odds_in_which_both_sides_weigh_the_same():
     draw = torch.Generator().manual_seed(7)
-    scores = torch.cat([torch.randn(900, generator=draw), 2 + torch.randn(100, generator=draw), torch.tensor([torch.nan])])
-    refuse = torch.arange(1001) >= 900
-    odds = log_odds(scores, refuse, torch.ones(1001))
-    assert odds.isfinite().tolist() == [True] * 1000 + [False]
-    middle = torch.tensor([0.0, 1.0, 2.0])
+    scores = torch.cat([torch.randn(9000, generator=draw), 2 + torch.randn(1000, generator=draw), torch.tensor([torch.nan])])
+    refuse = torch.arange(10001) >= 9000
+    odds = log_odds(scores, refuse, torch.ones(10001))
+    assert odds.isfinite().tolist() == [True] * 10000 + [False]
     slope = float((odds[0] - odds[1]) / (scores[0] - scores[1]))
-    assert slope == pytest.approx(2, abs=0.4)  # two normal distributions, two apart
-    assert float(odds[0] + slope * (middle[1] - scores[0])) == pytest.approx(0, abs=0.4)  # even odds are half-way, whatever their numbers
-    assert log_odds(scores, refuse & False, torch.ones(1001)).isnan().all()
+    assert slope == pytest.approx(2, abs=0.3)  # two normal distributions, two apart
+    assert float(odds[0] + slope * (1 - scores[0])) == pytest.approx(0, abs=0.3)  # even odds are half-way, however many there are of each
+    assert log_odds(scores, refuse & False, torch.ones(10001)).isnan().all()
 
 
 def test_what_heads_read_is_told_at_the_beginning_of_answers_on_documents(with_token):
@@ -245,7 +246,7 @@ def test_what_heads_read_is_told_at_the_beginning_of_answers_on_documents(with_t
     decoder = model.base_model.model.get_decoder()
     draw, seen = torch.Generator().manual_seed(8), []
     heads = [(SimpleNamespace(layer=layer), torch.randn(decoder.config.hidden_size, generator=draw)) for layer in (0, 1)]
-    _, _, refuse, first, _, scores = _choices(model, pass_of(made, compute="rows", pad=0), 9, heads)
+    _, _, _, first, _, scores = _choices(model, pass_of(made, compute="rows", pad=0), 9, heads)
     assert first.tolist() == [True, True, False, True]
     assert scores.isfinite().tolist() == [True, True, False, False]
     for place, _ in heads:
@@ -256,3 +257,26 @@ def test_what_heads_read_is_told_at_the_beginning_of_answers_on_documents(with_t
             model(input_ids=torch.tensor([ids[:3]]))
         wanted = sum(float((states[0] @ reads).mean()) for states, (_, reads) in zip(seen, heads, strict=True))
         assert float(found) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_few_rows_that_do_not_overlap_have_no_endless_odds():
+    odds = log_odds(torch.tensor([-2.0, -1.0, 1.0, 2.0]), torch.tensor([False, False, True, True]), torch.ones(4))
+    assert 1 < float(odds.max()) < 5
+
+
+@pytest.mark.parametrize("read", [True, False], ids=["heads", "nothing to read"])
+def test_the_row_aims_where_heads_were_written_and_at_labels_where_none_were(with_token, monkeypatch, read):
+    loaded = load(str(with_token), dtype="float32")
+    groups, _ = training_groups(loaded, training_examples(), SECTION)
+    direction = torch.randn(loaded.model.config.hidden_size, generator=torch.Generator().manual_seed(9))
+    monkeypatch.setattr(refusal_row, "reading_heads", lambda *_: (0, [SimpleNamespace(layer=0)]))
+    monkeypatch.setattr(refusal_row, "give_reading_heads", lambda *_: [direction] if read else [])
+    given = []
+    monkeypatch.setattr(refusal_row, "fitted_row", lambda states, *others: given.append(others) or states[0])
+    begin_from_a_fit(loaded, prepare(loaded, SECTION), groups, SECTION, "rows")
+    [(_, _, _, _, first, aims)] = given
+    if read:
+        assert aims.isfinite().any()
+        assert not aims[~first].isfinite().any()
+    else:
+        assert aims is None

@@ -143,7 +143,7 @@ def log_odds(scores: torch.Tensor, refuse: torch.Tensor, weights: torch.Tensor) 
     for side in (truth > 0, truth == 0):
         shares[side] /= max(float(shares[side].sum()), 1e-9)
     spread = max(float(read.std()), 1e-9)
-    fitted = LogisticRegression(C=1e6).fit(read[:, None] / spread, truth, sample_weight=shares * len(truth))
+    fitted = LogisticRegression().fit(read[:, None] / spread, truth, sample_weight=shares * len(truth))  # its penalty holds few rows back that do not overlap
     return scores * float(fitted.coef_[0, 0]) / spread + float(fitted.intercept_[0])
 
 
