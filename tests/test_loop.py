@@ -165,7 +165,7 @@ def test_the_weights_that_susceptibility_gave_the_tasks_are_those_of_the_loss(wh
         [row] = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
         losses[name] = row["loss"] / row["examples"]  # a step divides by its nominal size, whatever it holds
     assert losses["both"] == pytest.approx(sum(share * losses[task] for task, share in shares.items()), rel=1e-4)
-    assert losses["summarize"] != pytest.approx(losses["sentiment"], rel=1e-3)
+    assert losses["summarize"] != pytest.approx(losses["sentiment"], rel=5e-4)
 
 
 def test_how_tuning_is_divided_may_change_in_the_middle_of_a_run_and_nothing_else(whole, tiny_folder, tmp_path, monkeypatch):

@@ -427,7 +427,7 @@ def until_it_speaks(process: subprocess.Popen[bytes], port: int, log: Path) -> N
 def test_transformers_serve_gives_the_replies_of_the_model_here(transformers_serve, real, tmp_path):
     """The same weights in float32 on both sides: the same texts, word for word."""
     url, place = transformers_serve
-    settings = Settings(tasks=tuple(get_tasks(["summarize", "sentiment"])), max_new_tokens=8)
+    settings = Settings(tasks=tuple(get_tasks(["summarize", "sentiment"])), max_new_tokens=10)
     documents = [one for one in some_documents(1) if one.label != "malicious"]
     behind = evaluate(Server(url, place, concurrency=2), documents, settings, tmp_path / "behind")
     here = evaluate(real, documents, settings, tmp_path / "here")
