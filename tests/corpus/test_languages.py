@@ -51,4 +51,4 @@ def test_the_datasheet_has_the_right_counts(documents):
     sheet = (files("docward.corpus") / "DATASHEET.md").read_text(encoding="utf-8")
     splits = Counter(one.split for one in documents)
     assert f"{len(documents)} ordinary texts in {len({one.language for one in documents})} languages" in sheet
-    assert f"{splits[Split.TRAIN]} train, {splits[Split.TEST]} test. No two" in sheet
+    assert f"{splits[Split.TRAIN]} train, {splits[Split.TEST]} test." in sheet

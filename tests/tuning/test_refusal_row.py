@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -238,7 +239,8 @@ def test_scores_become_log_odds_in_which_both_sides_weigh_the_same():
     assert log_odds(scores, refuse & False, torch.ones(10001)).isnan().all()
 
 
-def test_what_heads_read_is_told_at_the_beginning_of_answers_on_documents(with_token):
+@pytest.mark.parametrize("compute", ["rows", "shared"])
+def test_what_heads_read_is_told_at_the_beginning_of_answers_on_documents(with_token, compute):
     loaded = load(str(with_token), dtype="float32")
     model = prepare(loaded, SECTION)
     rows = [([3, 4, 5, 9, 7], "defense"), ([3, 4, 6, 7, 8], "benign"), ([3, 6, 7, 8], "general")]
@@ -246,7 +248,8 @@ def test_what_heads_read_is_told_at_the_beginning_of_answers_on_documents(with_t
     decoder = model.base_model.model.get_decoder()
     draw, seen = torch.Generator().manual_seed(8), []
     heads = [(SimpleNamespace(layer=layer), torch.randn(decoder.config.hidden_size, generator=draw)) for layer in (0, 1)]
-    _, _, _, first, _, scores = _choices(model, pass_of(made, compute="rows", pad=0), 9, heads)
+    with shared_layout(model) if compute == "shared" else nullcontext():
+        _, _, _, first, _, scores = _choices(model, pass_of(made, compute=compute, pad=0), 9, heads)
     assert first.tolist() == [True, True, False, True]
     assert scores.isfinite().tolist() == [True, True, False, False]
     for place, _ in heads:

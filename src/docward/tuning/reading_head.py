@@ -106,7 +106,7 @@ def give_reading_heads(
 ) -> list[torch.Tensor]:
     """Write the heads into a fresh adapter; gives the direction that each reads off what enters its layer's attention, (size,).
 
-    None, and nothing is written, where training rows show no difference to read, or states that are no numbers.
+    An empty list, and nothing is written, where training rows show no difference to read, or states that are no numbers.
 
     Args:
         model: with the adapter, in the layout that `compute` wants.
