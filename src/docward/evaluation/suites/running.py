@@ -76,9 +76,10 @@ def run_suites(
         RunError: a suite's folder holds replies of another model or with other settings, or another process is writing there, or a server gave no reply at all.
         RecipeError: a suite wants what a task or the ordinary documents do not have.
     """
+    if not suites:
+        return []
     kit = Kit(None, tuple(ordinary), 0, seed) if isinstance(model, Server) else Kit(model.tokenizer, tuple(ordinary), _room(model, documents, settings), seed)
     around = text_hash(*(one.text for one in ordinary))
-    answered = _answers(folder / "replies.jsonl")
     found = []
     for suite in suites:
         place, planned = folder / "suites" / suite.name, {one.reply.key: one for one in plan(suite, documents, settings, kit)}
@@ -86,6 +87,7 @@ def run_suites(
         with ExitStack() as stack:
             replies = {key: one.reply for key, one in planned.items()}
             waiting, _ = processes.on_main(partial(begin, stack, model, settings, place, replies, progress, **marks))
+            answered = _answers(folder / "replies.jsonl", [planned[key].request for key in waiting])
             why = processes.gathered(_answer(model, documents, [planned[key] for key in waiting], settings, place, answered, seed, progress))
             found.append(processes.on_main(partial(_finish, suite, list(planned.values()), settings, place, kit, sum(why, Counter[str]()), progress)))
     return found
@@ -141,11 +143,14 @@ def _room(loaded: Loaded, documents: Sequence[Document], settings: Settings) -> 
     return limit - settings.max_new_tokens - MARGIN - max((len(frame.ids) for frame in frames), default=0)
 
 
-def _answers(path: Path) -> dict[Request, Answer]:
-    """What the evaluation itself has been answered: instruction after the document, nothing put in the model's mouth."""
-    if not path.is_file():
-        return {}
-    return {(row["document"], row["instruction"], Position.AFTER, "", 0): _answer_of(row) for _, row in read_lines(path)}
+def _answers(path: Path, wanted: Sequence[Request]) -> dict[Request, Answer]:
+    """Those of these requests that the evaluation itself has been answered: instruction after the document, nothing put in the model's mouth."""
+    found: dict[Request, Answer] = {}
+    known = {one: one for one in wanted}  # what is read is not kept: these texts are in memory once, however many rows have them
+    for _, row in read_lines(path) if known and path.is_file() else ():
+        if mine := known.get((row["document"], row["instruction"], Position.AFTER, "", 0)):
+            found[mine] = _answer_of(row)
+    return found
 
 
 def _answer_of(row: Mapping[str, Any]) -> Answer:
