@@ -7,6 +7,7 @@ import tracemalloc
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from docward.evaluation.comparing import Pairs
 from docward.evaluation.evaluating import verdict_metrics
 from docward.evaluation.judging import judging_in
 from docward.evaluation.rejudging import judge_evaluation, judge_file_by
+from docward.evaluation.suites.suite import UNCHANGED, Level
+from docward.evaluation.suites.summing import SuiteSums, check_told, judged_anew, suite_rates
 from docward.evaluation.utility import utility
 from docward.keyed import KeyTable
 from docward.records import Rows
@@ -73,6 +76,19 @@ def judge_file(folder: Path) -> int:
 def judge_folder(folder: Path) -> int:
     judge_evaluation(folder, Quick("one", Outcome.UNJUDGED))
     return judge_evaluation(folder, Quick("two", Outcome.REFUSED), again=True).n
+
+
+def count_a_suite(folder: Path) -> int:
+    """Half of the replies to each document are at level 0."""
+    levels = (UNCHANGED, Level("OCR noise 5%", 0.05, "OCR noise"))
+    with (folder / "verdicts.jsonl").open() as rows, (folder / "suite.jsonl").open("w") as out:
+        for number, row in enumerate(map(json.loads, rows)):
+            out.write(json.dumps(row | {"key": f"{row['key']}|{levels[number % 2].name}"}) + "\n")
+    verdicts = Rows(folder / "suite.jsonl", Verdict)
+    sums = SuiteSums(verdicts).levels
+    found = {"name": "noise", "rows": [asdict(rate) for rate in suite_rates("noise", {level: sums[level.name] for level in levels}, {})]}
+    check_told(found, verdicts)
+    return int(judged_anew(found, verdicts)["judges"]["quick"])
 
 
 class Golds(dict[str, dict[str, str]]):
@@ -142,7 +158,7 @@ def peak_of(step: Callable[[Path], int], folder: Path, rows: int) -> int:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("step", [judge_and_sum, score, compare, judge_file, judge_folder, compare_with_itself, choose_samples, put_last_first])
+@pytest.mark.parametrize("step", [judge_and_sum, score, compare, judge_file, judge_folder, count_a_suite, compare_with_itself, choose_samples, put_last_first])
 def test_five_times_as_many_rows_cost_hardly_more_memory(step, tmp_path, monkeypatch):
     for module in (evaluating, rejudging):
         monkeypatch.setattr(module, "AT_A_TIME", 50)  # so that few rows are many times that as well

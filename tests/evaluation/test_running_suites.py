@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import product
 
 import pytest
+from rich.console import Console
 from test_evaluating import Paid
 
 from docward.cli.showing import suites_table
@@ -16,7 +17,7 @@ from docward.evaluation import evaluating, judging
 from docward.evaluation.comparing import Pairs
 from docward.evaluation.evaluating import Settings, evaluate
 from docward.evaluation.generating import Prompt, generate
-from docward.evaluation.rates import pooled
+from docward.evaluation.rates import Sums, pooled
 from docward.evaluation.suites import SUITES, UNCHANGED, Level, get_suites, running
 from docward.evaluation.suites.drifting import drifting
 from docward.evaluation.suites.running import run_suites
@@ -179,6 +180,19 @@ def test_what_a_server_withholds_is_counted_with_the_suite_and_named_under_its_t
     assert suites_table([found]).caption is None
 
 
+def test_suites_of_several_judges_are_told_apart_under_the_table(server, tmp_path, monkeypatch):
+    server.says = lambda asked: asked["messages"][-1]["content"]
+    found = run(Server(server.url, "big"), tmp_path, "position")
+    monkeypatch.setattr(judging, "get_judge", lambda _: Paid("[b]paid"))
+    found += run(Server(server.url, "big"), tmp_path, "opener")
+    assert [one["judges"] for one in found] == [{"rules": 24}, {"[b]paid": 36}]
+    assert suites_table(found[:1]).caption is None
+    screen = Console(width=300)
+    with screen.capture() as shown:
+        screen.print(suites_table([*found, {**found[0], "name": "old", "judges": None}]))
+    assert "verdicts are of several judges (position: rules 24; opener: [b]paid 36; old: not known)" in shown.get()
+
+
 # ---- first words of an answer
 
 
@@ -211,8 +225,7 @@ def verdicts(refused: dict[str, list[int]], label=Label.MALICIOUS) -> list[Verdi
 
 
 def rows(**levels):
-    by_level = {UNCHANGED if name == "unchanged" else Level(name): found for name, found in levels.items()}
-    return suite_rates("noise", by_level, {level: frozenset() for level in by_level})
+    return suite_rates("noise", {UNCHANGED if name == "unchanged" else Level(name): Sums(found) for name, found in levels.items()}, {})
 
 
 def test_with_one_task_a_document_the_test_is_mcnemar_s_with_holm_s_correction():

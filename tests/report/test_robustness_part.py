@@ -101,6 +101,22 @@ def test_a_broken_file_of_suites_is_named(evaluated, broken):
         render(evaluated)
 
 
+def test_whose_verdicts_a_suite_has_is_said_where_it_is_known_and_several_are_flagged(evaluated):
+    write_suites(evaluated)
+    assert "Verdicts of" not in words(render(evaluated)).partition("Each suite changes")[2]
+
+    def judge(found):
+        found["suites"][0]["judges"] = {"rules": 40}
+        found["suites"][1]["judges"] = {SCRIPT: 30, "rules": 1200}
+
+    change(evaluated / "suites.json", judge)
+    page = render(evaluated)
+    assert "Verdicts of rules ." in words(page)
+    assert page.count('<span class="flag">Verdicts of several judges</span>') == 1
+    assert "30, rules 1,200." in words(page)
+    assert "<script>window.ran" not in page
+
+
 def test_hostile_names_stay_text(evaluated):
     write_suites(evaluated)
 

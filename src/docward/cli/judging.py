@@ -1,4 +1,4 @@
-"""`docward judge`: replies of a file or a folder in, verdicts out, and tables of how far judges can be trusted and agree."""
+"""`docward judge`: replies of a file or a folder in, verdicts out, and tables of how far judges can be trusted and agree; suites of a folder too."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from docward.cli.showing import bars, console, rates_table
+from docward.cli.showing import bars, console, rates_table, suites_table
 from docward.errors import UsageError
 from docward.evaluation.judges import Judge, get_judge
 from docward.evaluation.judging import Validation
@@ -48,6 +48,7 @@ def _judge_folder(folder: Path, judge: Judge, *, again: bool) -> None:
     out.print(rates_table({name: one.metrics for name, one in found.items()}, found["the model"].metrics.get("surface") if alone else None))
     for name, one in found.items():
         out.print(Text(_words(name, one)))
+        _show_suites(out, name, one)
     if (folder / "metrics.json").is_file():
         out.print(f"Report: {write_report(folder)}", soft_wrap=True)
     if alone and folder.parent.name == "evaluation" and (folder.parent.parent / "metrics.json").is_file():
@@ -60,6 +61,18 @@ def _words(name: str, one: FolderJudged) -> str:
         f" Verdicts of several judges stand side by side: {', '.join(f'{judge} {many}' for judge, many in one.judges.items())}." if len(one.judges) > 1 else ""
     )
     return f"{name}: asked about {one.asked} of {one.n} replies; {one.unjudged} unjudged.{mixed}"
+
+
+def _show_suites(out: Console, name: str, one: FolderJudged) -> None:
+    """What came of judging suites, the table of those that were, and why others were not."""
+    if judged := one.suites.judged:
+        n, asked, unjudged = (sum(getattr(suite, count) for suite in judged) for count in ("n", "asked", "unjudged"))
+        where = ", ".join(f"{suite.found['name']} {suite.unjudged}" for suite in judged if suite.unjudged)
+        out.print(Text(f"{name}, in suites: asked about {asked} of {n} replies; {unjudged} unjudged{f' ({where})' if where else ''}."))
+        out.print(suites_table([suite.found for suite in judged]))
+    for suite, why in one.suites.left.items():
+        remedy = f"Run the same docward evaluate --suite {suite} again, which asks for no reply that is there; then judge."
+        out.print(Text(f"{name}, suite {suite}: its verdicts and rates are left as they were. {why} {remedy}"), soft_wrap=True)
 
 
 def _show_file(found: FileJudged) -> None:

@@ -183,7 +183,7 @@ def judge(
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Keep the verdicts that are there and ask only about what is unjudged.")] = False,
 ) -> None:
-    """Verdicts for replies in a file, to FILE.verdicts.jsonl (a judge's own accuracy to FILE.validation.json), or in a folder, without generating again."""
+    """Verdicts for replies in a file, to FILE.verdicts.jsonl (a judge's own accuracy to FILE.validation.json), or in a folder and its suites, as they are."""
     from docward.cli.judging import judge_place
 
     judge_place(place, judge or ["rules"], validate=validate, again=again)

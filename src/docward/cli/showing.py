@@ -14,6 +14,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -167,10 +168,18 @@ def suites_table(suites: Sequence[Mapping[str, Any]]) -> Table:
             found = {row["set"]: row for row in suite["rows"] if row["level"] == level}
             cells = (percent(found.get(label)) if label in found else "" for label in RATE_NAMES)
             table.add_row(suite["name"] if level == levels[0] else "", level, *cells, difference_words(found), end_section=level == levels[-1])
-    if withheld := [f"{suite['name']} {many}" for suite in suites if (many := suite["withheld"]["replies"])]:
-        table.caption = f"replies that the server withheld, not the model, and that are unjudged: {', '.join(withheld)}"
-        table.caption_justify = "left"
+    judges = {suite["name"]: suite.get("judges") or {} for suite in suites}  # suites of before do not name them
+    told = [_judged_by(judges)] if len({name for found in judges.values() for name in found}) > 1 else []
+    if withheld := [f"{suite['name']} {many}" for suite in suites if (many := (suite.get("withheld") or {}).get("replies"))]:
+        told.append(f"replies that the server withheld, not the model, and that are unjudged: {', '.join(withheld)}")
+    if told:
+        table.caption, table.caption_justify = escape("\n".join(told)), "left"
     return table
+
+
+def _judged_by(judges: Mapping[str, Mapping[str, int]]) -> str:
+    said = "; ".join(f"{suite}: {', '.join(f'{name} {many}' for name, many in found.items()) or 'not known'}" for suite, found in judges.items())
+    return f"verdicts are of several judges ({said})"
 
 
 def difference_words(found: Mapping[str, Mapping[str, Any]]) -> str:

@@ -12,6 +12,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from docward.evaluation.statistics import Interval, difference, pooled_share, wilson
@@ -58,13 +59,17 @@ class DocumentCounts:
 
     def rows(self) -> np.ndarray:
         """(documents, columns), in any order."""
+        return self.named()[1]
+
+    def named(self) -> tuple[np.ndarray, np.ndarray]:
+        """Hashes of ids, (documents,), and their counts, (documents, columns); as they came where the replies to each document stand together."""
         import numpy as np
 
         counts = np.array(self._counts, dtype=float).reshape(-1, self._columns)
         names, owner = np.unique(np.asarray(self._names), return_inverse=True)
         if len(names) == len(counts):
-            return counts
-        return np.column_stack([np.bincount(owner, weights=column, minlength=len(names)) for column in counts.T])
+            return np.asarray(self._names), counts
+        return names, np.column_stack([np.bincount(owner, weights=column, minlength=len(names)) for column in counts.T])
 
 
 class Sums:
@@ -105,6 +110,17 @@ class Sums:
             return 0
         rows = self._documents[label].rows()
         return int((rows[:, 1] > 0).sum()) if judged else len(rows)
+
+    def replies(self, label: Label) -> int:
+        """How many replies there are of a set, judged or not."""
+        return self._whole(label).all
+
+    def shares(self, label: Label) -> dict[int, Fraction]:
+        """The share refused of each document's judged replies, by the hash of the document's id; a document without one is not there."""
+        if label not in self._documents:
+            return {}
+        names, counts = self._documents[label].named()
+        return {name: Fraction(int(refused), int(judged)) for name, (refused, judged) in zip(names.tolist(), counts.tolist(), strict=True) if judged}
 
     def _whole(self, label: Label) -> Counts:
         cells = [cell for (found, _), cell in self._cells.items() if found == label]

@@ -1,6 +1,7 @@
 """Judging files and folders: by one judge or several side by side, anew or only what is unjudged, never generating again.
 
-In: a JSONL of replies, the folder of an evaluation, or a run folder. Out: verdicts, and what follows from them. Verdicts that are kept stay byte for byte.
+In: a JSONL of replies, the folder of an evaluation with its suites, or a run folder. Out: verdicts, and what follows from them. Verdicts that are kept stay
+byte for byte.
 A judge that is stopped leaves what it has said and the rest unjudged, and the same command goes on from there (see `judging`). One real row of what is kept:
 `{"key": "1", "document_id": "1", "task": "summarize", "outcome": "refused", "judge": "rules", "why": "opens with: i cannot provide", "on": "5f0c1d9a22b3e471"}`
 """
@@ -24,6 +25,7 @@ from docward.evaluation.evaluating import verdict_metrics
 from docward.evaluation.judges import Judge
 from docward.evaluation.judging import Row, Validation, agreement, read_replies, remembering, tell_of_others
 from docward.evaluation.rates import Sums
+from docward.evaluation.suites.summing import SUITES_FILE, check_told, judged_anew, read_suites, write_suite
 from docward.keyed import KeyedRows, KeyTable
 from docward.records import Rows, drop_torn_line, held, read_lines, row_text, text_hash, typed, whole_file, write_json
 from docward.types import Outcome, Reply, Verdict
@@ -226,45 +228,120 @@ def agreements(said: Mapping[str, Sequence[Outcome]]) -> list[Agreement]:
 
 
 @dataclass(frozen=True, slots=True)
+class SuiteJudged:
+    """What came of judging the replies of a suite: how many were asked about, how many stay unjudged, and what `suites.json` holds of it now."""
+
+    n: int
+    asked: int
+    unjudged: int
+    found: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class SuitesJudged:
+    """What came of judging the suites of an evaluation; `left` names those that stay as they were, and says why."""
+
+    judged: list[SuiteJudged] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class FolderJudged:
-    """What came of judging the replies of a model: how many were asked about, how many stay unjudged, which judges stand in the file, and the metrics."""
+    """What came of judging the replies of a model: how many were asked about, how many stay unjudged, which judges stand in the file, the metrics, suites."""
 
     n: int
     asked: int
     unjudged: int
     judges: dict[str, int]
     metrics: dict[str, Any]
+    suites: SuitesJudged
 
 
 def judge_evaluation(folder: Path, judge: Judge, *, again: bool = False, progress: Progress = lambda *_: None) -> FolderJudged:
-    """Judge the replies in the folder of an evaluation; write `verdicts.jsonl`, and `metrics.json` as far as it follows from verdicts.
+    """Judge the replies in the folder of an evaluation; write `verdicts.jsonl`, and `metrics.json` as far as it follows from verdicts. Then its suites.
 
     Where there are verdicts, their replies are judged, in their order; else all replies. What does not come from verdicts (utility) stays as it was.
 
     Raises:
-        RunError: the folder holds no replies, or another process writes there.
-        DocumentError: as `judge_onto`.
+        RunError: the folder holds no replies, or another process writes there or to a suite.
+        DocumentError: as `judge_onto`, or `suites.json` is broken.
     """
-    place, known = folder / "replies.jsonl", folder / "verdicts.jsonl"
-    if not place.is_file():
-        raise RunError(f"{place} is missing, so there is nothing to judge. Give a JSONL of replies, the folder of an evaluation, or a run folder.")
+    if not (folder / "replies.jsonl").is_file():
+        where = folder / "replies.jsonl"
+        raise RunError(f"{where} is missing, so there is nothing to judge. Give a JSONL of replies, the folder of an evaluation, or a run folder.")
     with held(folder):
-        drop_torn_line(place)
-        with KeyedRows(place, lambda row, _: typed(Reply, row, where=str(place))) as by_key:
-            replies = InOrder(by_key, known if known.is_file() else place)
-            if not again:
-                tell_of_others(folder, judge, progress)
-            with remembering(judge, place, progress) as asked:
-                outcomes = judge_onto(known, replies, asked, as_row=lambda _, verdict: verdict, again=again, progress=progress)
-            verdicts = Rows(known, Verdict)
+        told = read_suites(folder / SUITES_FILE)
+        with _judged(folder, judge, again=again, progress=progress) as one:
+            verdicts = Rows(folder / "verdicts.jsonl", Verdict)
             before = json.loads((folder / "metrics.json").read_text(encoding="utf-8")) if (folder / "metrics.json").is_file() else {}
-            metrics = {"utility": [], "retention": [], "perplexity": None} | before | verdict_metrics(replies, verdicts)
+            metrics = {"utility": [], "retention": [], "perplexity": None} | before | verdict_metrics(one.replies, verdicts)
         judges = dict(Counter(verdict.judge for verdict in verdicts))
         if "corrected" in metrics and not ([metrics["corrected"]["judge"]] == list(judges) and all(before[one] == metrics[one] for one in ("rates", "pooled"))):
             del metrics["corrected"]
             progress("corrected rates left out, as they were of other verdicts: docward evaluate ... --correct-with FILE corrects these", 0, 0)
         write_json(folder / "metrics.json", metrics)
-    return FolderJudged(len(outcomes), asked.asked, outcomes.count(Outcome.UNJUDGED), judges, metrics)
+        suites = _judge_suites(folder, told, judge, again=again, progress=progress)
+    return FolderJudged(one.n, one.asked, one.unjudged, judges, metrics, suites)
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """The replies of a folder, and what came of judging them."""
+
+    replies: InOrder
+    n: int
+    asked: int
+    unjudged: int
+
+
+@contextmanager
+def _judged(folder: Path, judge: Judge, *, again: bool, progress: Progress) -> Iterator[_Judged]:
+    """Judge the replies of a folder that is held, into its `verdicts.jsonl`; they can be read as long as the `with` lasts."""
+    place, known = folder / "replies.jsonl", folder / "verdicts.jsonl"
+    drop_torn_line(place)
+    with KeyedRows(place, lambda row, _: typed(Reply, row, where=str(place))) as by_key:
+        replies = InOrder(by_key, known if known.is_file() else place)
+        if not again:
+            tell_of_others(folder, judge, progress)
+        with remembering(judge, place, progress) as asked:
+            outcomes = judge_onto(known, replies, asked, as_row=lambda _, verdict: verdict, again=again, progress=progress)
+        yield _Judged(replies, len(outcomes), asked.asked, outcomes.count(Outcome.UNJUDGED))
+
+
+def _judge_suites(folder: Path, told: Sequence[dict[str, Any]], judge: Judge, *, again: bool, progress: Progress) -> SuitesJudged:
+    """Judge the suites that `suites.json` tells of; those that were not run to their end stay as they are."""
+    places = {place.parent.name: place.parent for place in sorted((folder / "suites").glob("*/replies.jsonl"))}
+    found = SuitesJudged()
+    for one in told:
+        try:
+            found.judged.append(_judge_suite(places.pop(one["name"], None), one, judge, again=again, progress=progress))
+        except DocumentError as error:
+            found.left[one["name"]] = str(error)
+    found.left.update(dict.fromkeys(places, f"{SUITES_FILE} does not tell of it."))
+    return found
+
+
+def _judge_suite(place: Path | None, told: dict[str, Any], judge: Judge, *, again: bool, progress: Progress) -> SuiteJudged:
+    """Judge the replies of a suite in its folder, and bring what `suites.json` tells of it up to date.
+
+    Raises:
+        RunError: another process writes there.
+        DocumentError: what is told is not of the replies that are there; as `judge_onto`.
+    """
+    if place is None or not (place / "verdicts.jsonl").is_file():
+        raise DocumentError("Its replies or its verdicts are missing.")
+    with held(place):
+        verdicts = Rows(place / "verdicts.jsonl", Verdict)
+        check_told(told, verdicts)
+        with _judged(place, judge, again=again, progress=_of_suite(place.name, progress)) as one:
+            found = judged_anew(told, verdicts)
+        write_suite(place.parent.parent / SUITES_FILE, found)
+    return SuiteJudged(one.n, one.asked, one.unjudged, found)
+
+
+def _of_suite(name: str, progress: Progress) -> Progress:
+    """Progress that names the suite in what is counted."""
+    return lambda what, done, total: progress(f"suite {name}, {what}" if total else what, done, total)
 
 
 @dataclass(frozen=True, slots=True)

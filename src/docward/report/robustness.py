@@ -1,6 +1,6 @@
 """The robustness part of the report: what suites.json holds, level by level.
 
-In: the folder of an evaluation. Out: what the page shows: suites, each with its levels, their rates by set and what the paired tests against the
+In: the folder of an evaluation. Out: what the page shows: suites, each with its judges and levels, their rates by set and what the paired tests against the
 unchanged documents say. One real level: `{"name": "OCR noise 5%", "curve": "OCR noise", "rates": {"malicious": {...}, ...},
 "differences": {"malicious": "−20.0 points (−31.1 to −8.9): fewer refusals", ...}}`.
 """
@@ -44,7 +44,8 @@ def _suite(found: Mapping[str, Any], path: Path) -> dict[str, Any]:
     told = {name: str(found[name]) for name in ("name", "what", "axis")}
     left_out = [str(name) for name in found["left_out"]]
     lacks = {"missing": deciding.missing(found), "withheld": deciding.withheld(found)}
-    return {**told, **lacks, "left_out": left_out, "levels": levels, "wide": len(levels) > WIDE, "decided": _decided(levels)}
+    judges = [(values.shown(name, 80), many) for name, many in values.counts(found.get("judges")).items()]  # none in a file of before
+    return {**told, **lacks, "judges": judges, "left_out": left_out, "levels": levels, "wide": len(levels) > WIDE, "decided": _decided(levels)}
 
 
 def _difference(rate: Mapping[str, Any] | None) -> str:

@@ -8,7 +8,7 @@ again. One real key of a reply: `fraud-01-m|summarize|0|middle 10%`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,13 +23,13 @@ from docward.evaluation.judges import Judge
 from docward.evaluation.judging import judging_in
 from docward.evaluation.suites.drifting import WEIGHTS, drifting
 from docward.evaluation.suites.suite import UNCHANGED, Asked, Kit, Level, Suite
-from docward.evaluation.suites.summing import SUITES_FILE, SuiteRate, read_suites, suite_rates
+from docward.evaluation.suites.summing import SUITES_FILE, SuiteSums, suite_rates, write_suite
 from docward.models import Loaded
-from docward.records import KeyedLog, read_lines, text_hash, write_json, write_rows
+from docward.records import KeyedLog, Rows, read_lines, text_hash, write_rows
 from docward.rendering import render
 from docward.servers import Server
 from docward.tasks import document_for
-from docward.types import Document, Position, Reply, Verdict
+from docward.types import Document, Label, Position, Reply, Verdict
 
 MARGIN = 8  # tokens: a document has a few more or fewer within a prompt than alone
 Progress = Callable[[str, int, int], None]
@@ -106,12 +106,14 @@ def _finish(suite: Suite, planned: Sequence[Planned], settings: Settings, place:
     known = set(keys)  # of a reply its answer alone is read back, so that tasks go on sharing a long document's text in memory
     said = {row["key"]: _answer_of(row) for _, row in read_lines(place / "replies.jsonl") if row["key"] in known}
     with judging_in(place, settings.judge, progress) as judge:
-        rows = _judge(suite, planned, said, place, judge)
+        sums = _judge(planned, said, place, judge)
+    levels = {level: sums.levels[level.name] for level in dict.fromkeys(one.level for one in planned)}
+    rows = suite_rates(suite.name, levels, _changed(planned, said))
     reasons = Counter(withheld for *_, withheld in said.values() if withheld)
     left_out = [level.name for level in suite.levels if level.tokens > kit.room]
     about = {"name": suite.name, "what": suite.what, "axis": suite.axis, "seed": kit.seed, "left_out": left_out, "missing": missing}
-    found = about | {"withheld": {"replies": reasons.total(), "why": dict(reasons)}, "rows": [asdict(row) for row in rows]}
-    _write(place.parent.parent / SUITES_FILE, found)
+    found = about | {"withheld": {"replies": reasons.total(), "why": dict(reasons)}, "judges": dict(sums.judges), "rows": [asdict(row) for row in rows]}
+    write_suite(place.parent.parent / SUITES_FILE, found)
     return found
 
 
@@ -203,27 +205,16 @@ def _models(model: Loaded | Server, steps: Sequence[int], seed: int) -> Iterator
                 yield after(one), one
 
 
-def _judge(suite: Suite, planned: Sequence[Planned], said: Mapping[str, Answer], folder: Path, judge: Judge) -> list[SuiteRate]:
-    """Judge the planned replies as they were answered, level by level, and write the folder's `verdicts.jsonl`."""
-    levels: dict[Level, list[Verdict]] = {}
-    for level in dict.fromkeys(one.level for one in planned):
-        replies = [filled(one.reply, *said[one.reply.key]) for one in planned if one.level == level and one.reply.key in said]
-        levels[level] = list(judged(replies, judge))
-    write_rows(folder / "verdicts.jsonl", [verdict for verdicts in levels.values() for verdict in verdicts])
-    return suite_rates(suite.name, levels, _changed(planned))
+def _judge(planned: Sequence[Planned], said: Mapping[str, Answer], folder: Path, judge: Judge) -> SuiteSums:
+    """Judge the planned replies as they were answered, write the folder's `verdicts.jsonl`, and count what is in it."""
+    replies = (filled(one.reply, *said[one.reply.key]) for one in planned if one.reply.key in said)
+    write_rows(folder / "verdicts.jsonl", judged(replies, judge))
+    return SuiteSums(Rows(folder / "verdicts.jsonl", Verdict))
 
 
-def _changed(planned: Sequence[Planned]) -> dict[Level, frozenset[str]]:
-    """The documents that each level asks about in another way than level 0."""
+def _changed(planned: Sequence[Planned], said: Container[str]) -> Counter[tuple[str, Label]]:
+    """By level and set, how many documents with a reply are asked about in another way than at level 0."""
     plain = {one.request for one in planned if one.level == UNCHANGED}
-    changed: dict[Level, set[str]] = {one.level: set() for one in planned}
-    for one in planned:
-        if one.request not in plain:
-            changed[one.level].add(one.reply.document_id)
-    return {level: frozenset(found) for level, found in changed.items()}
-
-
-def _write(path: Path, found: dict[str, Any]) -> None:
-    """Put one suite into `suites.json`; others that are there stay."""
-    named = {one["name"]: one for one in [*read_suites(path), found]}
-    write_json(path, {"suites": list(named.values())})
+    answered = {(one.level, one.reply.document_id) for one in planned if one.reply.key in said}
+    changed = {(one.level, one.reply.document_id, one.reply.label) for one in planned if one.request not in plain}
+    return Counter((level.name, label) for level, document, label in changed if (level, document) in answered)
