@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
+import os
+import signal
 import time
 from collections.abc import Callable
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 LIBRARIES = ["docward.cli.evaluating", "docward.loop", "docward.tuning.tuning", "docward.tuning.probing", "transformers.models.llama.modeling_llama"]
@@ -31,3 +35,27 @@ def kill_when(process: multiprocessing.process.BaseProcess, reached: Callable[[]
         time.sleep(0.002)
     process.kill()
     process.join()
+
+
+def die_before(number: int, noted: Path) -> None:
+    """Kill -9 this process before its call of that number which makes something last: a file's bytes, a draft in its place, a file taken away.
+
+    The calls are written to `noted` as they come, a line each.
+    """
+    calls = count(1)
+
+    def dying(name: str, whole: Callable[..., Any]) -> Callable[..., Any]:
+        def call(what: Any, *given: Any, **more: Any) -> Any:
+            if name == "unlink" and not Path(what).exists():
+                return whole(what, *given, **more)
+            place = Path(f"/proc/self/fd/{what}").readlink() if name == "fsync" else given[0] if given else what
+            with noted.open("a") as said:
+                said.write(f"{name} {Path(place).name}\n")
+            if next(calls) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return whole(what, *given, **more)
+
+        return call
+
+    for name in ("fsync", "replace", "unlink"):
+        setattr(os, name, dying(name, getattr(os, name)))
