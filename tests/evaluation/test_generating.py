@@ -55,6 +55,13 @@ def windowed(kind: str, window: int) -> Loaded:
     return Loaded(kind, model.eval(), tokenizer, kind)
 
 
+def test_like_lengths_go_together_the_longest_first(tiny):
+    asked = [Prompt(str(many), "A note. " * many, "Do it.") for many in (3, 40, 1, 38, 20, 22, 2)]
+    batches = [[int(one.key) for one in batch] for batch in generate(tiny, asked, max_new_tokens=1, max_batch_tokens=900)]
+    assert [many for batch in batches for many in batch] == [40, 38, 22, 20, 3, 2, 1]
+    assert max(map(len, batches)) > 1 < len(batches), "more than one batch, and not all of one document"
+
+
 def read_documents(monkeypatch) -> list[int]:
     """How many documents each pass that is shared reads, as they come."""
     found: list[int] = []
