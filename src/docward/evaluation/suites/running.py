@@ -136,9 +136,13 @@ def _planned(asked: Asked, level: Level) -> Planned:
 
 
 def _room(loaded: Loaded, documents: Sequence[Document], settings: Settings) -> int:
-    """The longest document that fits with every instruction and its answer, in tokens."""
+    """The longest document that fits with every instruction that it is asked in and its answer, in tokens.
+
+    A level's tokens are the document's alone, not those of prompt and answer together: so it stays the same document under another task, wording, system prompt
+    or number of new tokens. A level for which these leave no room is left out whole, and named; no shorter one goes by its name.
+    """
     limit = min(settings.max_length or loaded.context, loaded.context)
-    asked = {words for task in settings.tasks for one in documents for words in (*task.asked(one.language), *task.asked(one.language, unseen=True))}
+    asked = {wording_of(task, one, settings.wordings)[1] for task in settings.tasks for one in documents}
     frames = (render(loaded.tokenizer, document="x", instruction=words, system=settings.system, limit=limit) for words in asked)
     return limit - settings.max_new_tokens - MARGIN - max((len(frame.ids) for frame in frames), default=0)
 

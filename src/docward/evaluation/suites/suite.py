@@ -44,7 +44,7 @@ class Level:
     """One strength or kind of a change.
 
     `amount` is its number where it has one: a rate or share from 0 to 1, or tokens. Levels of one `curve` differ in nothing but that number. `tokens` is how
-    long a document it makes: a model whose context is shorter is not asked.
+    long a document it makes at most: a model whose context has no room for it is not asked.
     """
 
     name: str
