@@ -276,9 +276,9 @@ def test_a_passage_is_of_whole_sentences():
 
 @pytest.mark.parametrize("level", SUITES["length"].levels, ids=lambda level: level.name)
 @pytest.mark.parametrize("task", ["summarize", "case"])
-def test_a_document_is_brought_to_the_wanted_length_within_2_percent(level, task):
+def test_a_document_is_brought_to_the_wanted_length_within_2_percent_and_is_not_longer(level, task):
     for document in some():
-        assert kit().count(at("length", level.name, document, task).text) == pytest.approx(level.tokens, rel=0.02)
+        assert 0.98 * level.tokens <= kit().count(at("length", level.name, document, task).text) <= level.tokens + 2
 
 
 def test_a_longer_document_holds_the_whole_one_and_a_shorter_is_its_beginning():

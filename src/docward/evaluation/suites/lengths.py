@@ -25,7 +25,7 @@ PLACES = ("start", "middle", "end")
 LENGTHS = (100, 250, 500, 1000, 2000, 4000, 8000)
 WHOLE = "passage alone"
 SNAP = 0.01  # a cut goes back to the end of a word where that costs at most this share of the tokens
-NEAR = 0.005
+NEAR = 0.005  # of the tokens may be lacking, and none may be over: a level that just fits a model's context is not cut
 TRIES = 4  # joining texts changes how their edges are tokenised, by a token or so each; so often the length is put right where it is not near
 SENTENCE_END = re.compile(r"[.!?…][\"'”’»)]*(?=\s|$)|[。！？][”’」』]*|\n")
 BLANK = "\n\n"
@@ -109,9 +109,9 @@ def _taken(pieces: Iterator[Piece], many: int, join: int) -> tuple[str, str]:
 
 @lru_cache(maxsize=8)  # the tasks of one document ask for the same text one after another
 def surrounded(passage: str, around: Around, total: int, place: str, kit: Kit) -> str:
-    """A passage at the start, middle or end of `total` tokens (to half a percent, or one token)."""
+    """A passage at the start, middle or end of `total` tokens (less half a percent, or one token, at most)."""
     wanted = total - kit.count(passage) - kit.count(BLANK)
-    text = passage
+    text, spare = passage, max(1, int(NEAR * total))
     for _ in range(TRIES):
         if wanted < 1:
             break
@@ -119,9 +119,9 @@ def surrounded(passage: str, around: Around, total: int, place: str, kit: Kit) -
         first, second = around.cut(before, wanted - before, kit)
         text = BLANK.join(part for part in (first, passage, second) if part)
         short = total - kit.count(text)
-        if abs(short) <= max(1, NEAR * total):
+        if 0 <= short <= spare:
             break
-        wanted += short
+        wanted += short - spare // 2
     return text
 
 
