@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from docward import loop
+from docward.cli.judging import judge_place
+from docward.cli.showing import console, rates_table
 from docward.errors import DocumentError, RecipeError, RunError
 from docward.loop import Run, _probe, open_run, run_loop, tune
 from docward.loop import test_documents as under_test
@@ -74,6 +76,16 @@ def test_a_second_run_finds_everything_done(whole, tiny_folder, monkeypatch):
     metrics = run_loop(recipe(tiny_folder, documents), run)
     assert metrics == json.loads((run / "metrics.json").read_text())
     assert (run / "report.html").stat().st_mtime_ns == before
+
+
+def test_a_run_judged_anew_is_shown_in_the_table_of_the_run_with_the_surface_baseline(whole, tmp_path, capsys):
+    run = shutil.copytree(whole[0], tmp_path / "run")
+    metrics = json.loads((run / "metrics.json").read_text())
+    console().print(rates_table(metrics["models"], metrics["surface"]))
+    wanted = capsys.readouterr().out
+    assert "surface baseline" in wanted
+    judge_place(run, ["rules"], validate=False, again=False)
+    assert capsys.readouterr().out.startswith(wanted)
 
 
 @pytest.mark.parametrize(("begun", "later"), [("float32", "bfloat16"), ("bfloat16", "float32")])
