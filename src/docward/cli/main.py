@@ -132,6 +132,10 @@ def evaluate(
         str | None,
         typer.Option(help="A server of the OpenAI protocol, such as http://localhost:8000/v1; the key comes from OPENAI_API_KEY.", show_default=False),
     ] = None,
+    system_prompt: Annotated[str, typer.Option(help="By name (none, helpful, careful, terse) or in full; none: the chat template's own.")] = "none",
+    max_batch_tokens: Annotated[
+        int, typer.Option(min=16, help="Most tokens in memory at once, over all rows of a batch, of a model that is loaded here; may change from run to run.")
+    ] = 16384,
     concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Requests on their way to a server at once.")] = 8,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a reply of a server may take.")] = 120,
     max_length: Annotated[
@@ -150,6 +154,7 @@ def evaluate(
     from docward.models import load
     from docward.servers import Server
     from docward.tasks import get_tasks
+    from docward.tasks import system_prompt as system_prompt_of
 
     if wordings not in ("seen", "unseen"):
         raise RecipeError(f"--wordings {wordings}: allowed are seen and unseen.")
@@ -159,8 +164,8 @@ def evaluate(
     if verdict_only and (base_url or judge != "rules"):
         raise UsageError("--verdict-only goes with the judge rules and a model that is loaded here: leave it out, or --judge and --base-url.")
     answers = read_general(general) if general else ()
-    lengths: Any = {"max_new_tokens": max_new_tokens, "max_length": max_length, "verdict_only": verdict_only}
-    settings = Settings(tuple(named), wordings=wordings, judge=judge, general=answers, **lengths)
+    lengths: Any = {"max_new_tokens": max_new_tokens, "max_batch_tokens": max_batch_tokens, "max_length": max_length, "verdict_only": verdict_only}
+    settings = Settings(tuple(named), system_prompt_of(system_prompt), wordings=wordings, judge=judge, general=answers, **lengths)
     if base_url and adapter:
         raise UsageError("--adapter goes with a model that is loaded here. Behind --base-url, name the adapter as the server does: --model NAME.")
     opened: Any = partial(Server, base_url, model, concurrency=concurrency, timeout=timeout) if base_url else partial(load, model, adapter=adapter)
