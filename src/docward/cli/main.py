@@ -120,6 +120,13 @@ def evaluate(
         Path | None,
         typer.Option(help="A FILE.validation.json of `docward judge`: adds rates corrected for judge error.", show_default=False),
     ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder of another evaluation of the same prompts, such as the untuned model's: paired tests, and what is kept of its utility.",
+            show_default=False,
+        ),
+    ] = None,
     suite: Annotated[
         list[str] | None, typer.Option(help="A robustness suite (docward list suites), or all. Repeatable; default: none.", show_default=False)
     ] = None,
@@ -169,7 +176,8 @@ def evaluate(
     if base_url and adapter:
         raise UsageError("--adapter goes with a model that is loaded here. Behind --base-url, name the adapter as the server does: --model NAME.")
     opened: Any = partial(Server, base_url, model, concurrency=concurrency, timeout=timeout) if base_url else partial(load, model, adapter=adapter)
-    evaluate_files(model, opened, documents or [], settings, limit, output_dir, correct_with=correct_with, suites=suite or [], seed=seed)
+    beside: Any = {"correct_with": correct_with, "against": against, "suites": suite or [], "seed": seed}
+    evaluate_files(model, opened, documents or [], settings, limit, output_dir, **beside)
 
 
 @app.command()
