@@ -11,7 +11,12 @@ import pytest
 import torch
 
 from docward import loop
+from docward.cli.judging import judge_place
+from docward.cli.showing import console, rates_table
 from docward.errors import DocumentError, RecipeError, RunError
+from docward.evaluation.against import read_other, set_against
+from docward.evaluation.evaluating import Settings
+from docward.evaluation.utility import golds_of
 from docward.loop import Run, _probe, open_run, run_loop, tune
 from docward.loop import test_documents as under_test
 from docward.recipe import Recipe, load_recipe
@@ -74,6 +79,29 @@ def test_a_second_run_finds_everything_done(whole, tiny_folder, monkeypatch):
     metrics = run_loop(recipe(tiny_folder, documents), run)
     assert metrics == json.loads((run / "metrics.json").read_text())
     assert (run / "report.html").stat().st_mtime_ns == before
+
+
+def test_an_evaluation_set_against_another_says_what_the_run_says_of_its_two(whole, tmp_path):
+    run, mine, other = whole[0], tmp_path / "mine", tmp_path / "other"
+    metrics = json.loads((run / "metrics.json").read_text())
+    for folder, name in ((mine, "defended"), (other, "untuned")):
+        shutil.copytree(run / "evaluation" / name, folder)
+    planned, golds = read_rows(mine / "replies.jsonl", Reply), golds_of(read_rows(run / "documents.jsonl", Document))
+    found = set_against(mine, read_other(other, mine, planned, Settings((), max_new_tokens=6), judge="rules"), golds, margin=0.95)
+    assert found["paired"] == metrics["paired"] != []
+    assert {name: found[name] for name in metrics["models"]["defended"]} == metrics["models"]["defended"]
+    assert found["retention"]
+    assert found["against"]["metrics"] == metrics["models"]["untuned"]
+
+
+def test_a_run_judged_anew_is_shown_in_the_table_of_the_run_with_the_surface_baseline(whole, tmp_path, capsys):
+    run = shutil.copytree(whole[0], tmp_path / "run")
+    metrics = json.loads((run / "metrics.json").read_text())
+    console().print(rates_table(metrics["models"], metrics["surface"]))
+    wanted = capsys.readouterr().out
+    assert "surface baseline" in wanted
+    judge_place(run, ["rules"], validate=False, again=False)
+    assert capsys.readouterr().out.startswith(wanted)
 
 
 @pytest.mark.parametrize(("begun", "later"), [("float32", "bfloat16"), ("bfloat16", "float32")])

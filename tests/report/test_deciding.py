@@ -6,6 +6,7 @@ import pytest
 from invented_run import ADVICE, DIFFERENCES, RETENTION, SCRIPT, SECRET, SETS, TASKS, rate, write_lines
 from pages import change, render, words
 
+from docward.errors import RunError
 from docward.evaluation.correcting import JudgeError, correct_folder
 from docward.evaluation.rejudging import judge_file_by
 from docward.evaluation.statistics import Table
@@ -35,6 +36,33 @@ def test_utility_kept_is_said_with_its_bound_and_in_words(run):
     assert "Utility kept (95% is wanted): holds on 1 of 4" in text
     assert "translate does not hold 71.3% at least 65.5% chrF against the untuned model's reply 12" in text.replace("&#39;", "'")
     assert "sentiment undecided not measured no bound right labels 12" in text
+
+
+def test_an_evaluation_set_against_another_stands_beside_it_by_a_name_that_is_true_of_both(evaluated):
+    other = json.loads((evaluated / "metrics.json").read_text(encoding="utf-8"))
+    test = {"set": "malicious", "task": "case", "pairs": 7, "only_first": 6, "only_second": 1, "difference": 0.714, "p_holm": 0.125, "says": "undecided"}
+    about = {"folder": "runs/plain", "model": SCRIPT, "shared": 1234, "only_here": 5, "only_there": 0, "metrics": other}
+    change(evaluated / "metrics.json", lambda metrics: metrics.update(differences=DIFFERENCES, retention=RETENTION, paired=[test], against=about))
+    page = render(evaluated)
+    text = words(page).replace("&#39;", "'")
+    assert "The model against the other model, on the same documents" in text
+    assert "Paired tests, the model against the other model (1)" in text
+    assert "only the model refuses only the other model refuses" in text
+    assert "malicious case 7 6 1 +71.4 points 0.125 undecided" in text
+    assert "What is kept of the other model's utility" in text
+    assert "chrF against the other model's reply" in text
+    assert "(runs/plain). 1,234 prompts were asked of both, 5 of the model alone." in text
+    assert "untuned" not in text
+    assert "defended" not in text
+    assert SCRIPT not in page
+    assert text.count("the other model") > 10, "its rates are in the tables"
+
+
+@pytest.mark.parametrize("odd", [{"metrics": 3}, {"metrics": {}}, {"model": "m"}])
+def test_another_evaluation_that_holds_no_rates_is_an_error_and_no_page(evaluated, odd):
+    change(evaluated / "metrics.json", lambda metrics: metrics.update(against=odd))
+    with pytest.raises(RunError, match="against has neither `rates` nor `pooled`"):
+        render(evaluated)
 
 
 def test_without_them_nothing_is_said_to_be_kept_or_decided(run):

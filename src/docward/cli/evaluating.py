@@ -8,25 +8,44 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
 
 from docward import processes
-from docward.cli.showing import bars, console, corrected_column, rates_table, show_advice, show_surface, suites_table, utility_table
+from docward.cli.showing import (
+    bars,
+    console,
+    corrected_column,
+    rates_table,
+    show_advice,
+    show_paired,
+    show_pooled,
+    show_surface,
+    show_utility,
+    suites_table,
+)
 from docward.documents.reading import OWN, fair_share, own_documents, read_documents, unique_documents
 from docward.documents.sources import source_documents
 from docward.errors import DocumentError, RunError, UsageError
+from docward.evaluation.against import Other, read_other, set_against
 from docward.evaluation.baseline import add_surface
 from docward.evaluation.correcting import correct_folder, read_validation
 from docward.evaluation.evaluating import Progress, Settings, evaluate, planned_replies, reasons
 from docward.evaluation.judges import get_judge
 from docward.evaluation.suites import EVERY, SUITES, get_suites
 from docward.evaluation.suites.running import for_model, for_server, run_suites
+from docward.evaluation.utility import golds_of
 from docward.models import Loaded
 from docward.presets import PRESETS
-from docward.recipe import Source
+from docward.recipe import EvaluationSection, Source
 from docward.records import read_rows
 from docward.report.page import write_report
 from docward.servers import Server
 from docward.types import Document, Label, Split
+
+MODEL, OTHER = "model", "other model"  # what the tables call the one that is evaluated, and the one that it is set against
 
 
 def evaluate_files(
@@ -38,16 +57,18 @@ def evaluate_files(
     output_dir: Path,
     *,
     correct_with: Path | None = None,
+    against: Path | None = None,
     suites: Sequence[str] = (),
     seed: int = 0,
 ) -> None:
     """Evaluate a model on files and sets (or the starter's held-out documents), then in robustness suites, and print its rates; one process speaks for all.
 
-    The surface baseline stands beside it. With `correct_with` rates are also shown corrected for judge error.
+    The surface baseline stands beside it. With `correct_with` rates are also shown corrected for judge error, with `against` beside another evaluation's.
 
     Raises:
         RunError: a server did not give all replies; what it gave is kept and shown.
-        UsageError: a suite that a model behind a server cannot be asked, or one that wants its context, which is not known; or suites on short prompts alone.
+        UsageError: a suite that a model behind a server cannot be asked, or one that wants its context, which is not known; or suites on short prompts alone; or nothing
+            to compare with in `against`.
     """
     judge = get_judge(settings.judge).name
     judge_error = read_validation(correct_with, judge=judge) if correct_with else None
@@ -56,6 +77,7 @@ def evaluate_files(
     documents = [one for one in texts if not one.is_prompt]
     if chosen and not documents:
         raise UsageError("Suites change documents, and there are only short prompts here: leave out --suite, or add --documents.")
+    other = read_other(against, output_dir, planned_replies(texts, settings), settings, judge=judge) if against else None
     said: AbstractContextManager[Progress] = nullcontext(lambda *_: None) if processes.rank() else bars()
     with said as progress:
         progress(f"loading {name}", 0, 0)
@@ -72,27 +94,15 @@ def evaluate_files(
         found = run_suites(model, documents, run, settings, output_dir, ordinary=ordinary, seed=seed, progress=progress)
     if processes.rank():
         return
+    if other:
+        metrics = set_against(output_dir, other, golds_of(texts), margin=EvaluationSection().retention_margin)
     train, fitted_on = training_documents(name, model)
     metrics = add_surface(output_dir, metrics, train, documents, fitted_on=fitted_on)
     if judge_error:
         metrics = correct_folder(output_dir, metrics, judge_error)
     out = console()
-    out.print(rates_table({"model": metrics, **corrected_column(metrics)}, metrics["surface"]))
-    show_surface(out, metrics)
-    if metrics["utility"]:
-        out.print(utility_table({"model": metrics}))
-    show_advice(out, metrics)
-    if (cut := metrics["dropped"])["replies"]:
-        out.print(f"{cut['replies']} prompts were longer than the model's context: {cut['tokens']} document tokens were cut from the middle.")
-    if (withheld := metrics["withheld"])["replies"]:
-        out.print(f"{withheld['replies']} replies were withheld by the server, not by the model, and are unjudged: {reasons(withheld['why'])}.", markup=False)
-    if names := metrics["not_taken"]:
-        drawn = " Its replies are drawn at its own temperature, not greedy: another run may give others." if "temperature" in names else ""
-        out.print(f"The server takes no {' and no '.join(names)} for this model, so it was asked without.{drawn}")
-    if metrics["cut"]:
-        out.print(
-            f"{metrics['cut']} replies were cut where their verdict was settled: what turns or loops behind the opening is not seen; utility is not measured."
-        )
+    _show_rates(out, metrics, other)
+    _show_notes(out, metrics)
     if found:
         out.print(suites_table(found))
     for one in found:
@@ -107,6 +117,36 @@ def evaluate_files(
         whole += sum(one["missing"]["replies"] for one in found)
         raise RunError(
             f"{lack} of {whole} replies did not come and are in no rate above: {reasons(why)}. Run the same command again: only those are asked for."
+        )
+
+
+def _show_rates(out: Console, metrics: dict[str, Any], other: Other | None) -> None:
+    """Rates, paired tests, utility and what cannot be decided; the other evaluation's beside them where there is one."""
+    models = {OTHER: other.metrics, MODEL: metrics} if other else {MODEL: metrics}
+    out.print(rates_table({**models, **corrected_column(metrics)}, metrics["surface"]))
+    show_surface(out, metrics)
+    if other:
+        alone = [f"{many} {where} alone" for many, where in ((other.only_here, "here"), (other.only_there, "there")) if many]
+        rest = f"; {', '.join(alone)}, which no test and nothing on what is kept looks at" if alone else ""
+        out.print(Text(f"{OTHER.capitalize()}: {other.model}, {other.folder}. {other.shared} prompts were asked of both{rest}."), soft_wrap=True)
+        show_paired(out, metrics["paired"], OTHER, MODEL)
+        show_pooled(out, metrics)
+    show_utility(out, models)
+    show_advice(out, metrics)
+
+
+def _show_notes(out: Console, metrics: dict[str, Any]) -> None:
+    """What replies were cut or withheld, and what a server did not take."""
+    if (cut := metrics["dropped"])["replies"]:
+        out.print(f"{cut['replies']} prompts were longer than the model's context: {cut['tokens']} document tokens were cut from the middle.")
+    if (withheld := metrics["withheld"])["replies"]:
+        out.print(f"{withheld['replies']} replies were withheld by the server, not by the model, and are unjudged: {reasons(withheld['why'])}.", markup=False)
+    if names := metrics["not_taken"]:
+        drawn = " Its replies are drawn at its own temperature, not greedy: another run may give others." if "temperature" in names else ""
+        out.print(f"The server takes no {' and no '.join(names)} for this model, so it was asked without.{drawn}")
+    if metrics["cut"]:
+        out.print(
+            f"{metrics['cut']} replies were cut where their verdict was settled: what turns or loops behind the opening is not seen; utility is not measured."
         )
 
 

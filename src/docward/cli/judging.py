@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -45,7 +47,7 @@ def _judge_folder(folder: Path, judge: Judge, *, again: bool) -> None:
         found = {"the model": judge_evaluation(folder, judge, again=again, progress=progress)} if alone else {}
         found |= {} if alone else judge_run(folder, judge, again=again, progress=progress)
     out = console()
-    out.print(rates_table({name: one.metrics for name, one in found.items()}, found["the model"].metrics.get("surface") if alone else None))
+    out.print(rates_table({name: one.metrics for name, one in found.items()}, _surface(folder)))
     for name, one in found.items():
         out.print(Text(_words(name, one)))
         _show_suites(out, name, one)
@@ -54,6 +56,13 @@ def _judge_folder(folder: Path, judge: Judge, *, again: bool) -> None:
     if alone and folder.parent.name == "evaluation" and (folder.parent.parent / "metrics.json").is_file():
         run = folder.parent.parent
         out.print(Text(f"The run's own figures are as before. To bring both models and {run / 'report.html'} up to date: docward judge {run}"), soft_wrap=True)
+
+
+def _surface(folder: Path) -> dict[str, Any] | None:
+    """The surface baseline of an evaluation or a run, which no judge changes; None where there is none."""
+    place = folder / "metrics.json"
+    found: dict[str, Any] | None = json.loads(place.read_text(encoding="utf-8")).get("surface") if place.is_file() else None
+    return found
 
 
 def _words(name: str, one: FolderJudged) -> str:

@@ -120,6 +120,13 @@ def evaluate(
         Path | None,
         typer.Option(help="A FILE.validation.json of `docward judge`: adds rates corrected for judge error.", show_default=False),
     ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder of another evaluation of the same prompts, such as the untuned model's: paired tests, and what is kept of its utility.",
+            show_default=False,
+        ),
+    ] = None,
     suite: Annotated[
         list[str] | None, typer.Option(help="A robustness suite (docward list suites), or all. Repeatable; default: none.", show_default=False)
     ] = None,
@@ -132,6 +139,10 @@ def evaluate(
         str | None,
         typer.Option(help="A server of the OpenAI protocol, such as http://localhost:8000/v1; the key comes from OPENAI_API_KEY.", show_default=False),
     ] = None,
+    system_prompt: Annotated[str, typer.Option(help="By name (none, helpful, careful, terse) or in full; none: the chat template's own.")] = "none",
+    max_batch_tokens: Annotated[
+        int, typer.Option(min=16, help="Most tokens in memory at once, over all rows of a batch, of a model that is loaded here; may change from run to run.")
+    ] = 16384,
     concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Requests on their way to a server at once.")] = 8,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a reply of a server may take.")] = 120,
     tokenizer: Annotated[
@@ -154,6 +165,7 @@ def evaluate(
     from docward.models import load, only_tokenizer
     from docward.servers import Server
     from docward.tasks import get_tasks
+    from docward.tasks import system_prompt as system_prompt_of
 
     if wordings not in ("seen", "unseen"):
         raise RecipeError(f"--wordings {wordings}: allowed are seen and unseen.")
@@ -163,8 +175,8 @@ def evaluate(
     if verdict_only and (base_url or judge != "rules"):
         raise UsageError("--verdict-only goes with the judge rules and a model that is loaded here: leave it out, or --judge and --base-url.")
     answers = read_general(general) if general else ()
-    lengths: Any = {"max_new_tokens": max_new_tokens, "max_length": max_length, "verdict_only": verdict_only}
-    settings = Settings(tuple(named), wordings=wordings, judge=judge, general=answers, **lengths)
+    lengths: Any = {"max_new_tokens": max_new_tokens, "max_batch_tokens": max_batch_tokens, "max_length": max_length, "verdict_only": verdict_only}
+    settings = Settings(tuple(named), system_prompt_of(system_prompt), wordings=wordings, judge=judge, general=answers, **lengths)
     if base_url and adapter:
         raise UsageError("--adapter goes with a model that is loaded here. Behind --base-url, name the adapter as the server does: --model NAME.")
     if tokenizer and not base_url:
@@ -172,7 +184,8 @@ def evaluate(
     lent = only_tokenizer(tokenizer) if tokenizer else None
     served: Any = partial(Server, base_url, model, concurrency=concurrency, timeout=timeout, tokenizer=lent)
     opened: Any = served if base_url else partial(load, model, adapter=adapter)
-    evaluate_files(model, opened, documents or [], settings, limit, output_dir, correct_with=correct_with, suites=suite or [], seed=seed)
+    beside: Any = {"correct_with": correct_with, "against": against, "suites": suite or [], "seed": seed}
+    evaluate_files(model, opened, documents or [], settings, limit, output_dir, **beside)
 
 
 @app.command()

@@ -197,9 +197,7 @@ def show_run(folder: Path, metrics: dict[str, Any], *, show_documents: bool, alr
     if already:
         out.print(f"{folder} was done already; nothing was redone.")
     out.print(rates_table(metrics["models"], metrics["surface"]))
-    out.print("Untuned against defended, paired (exact McNemar, Holm over all cells):")
-    for one in metrics["paired"]:
-        out.print(f"  {one['set']:9} {one['task']:14} {100 * one['difference']:+6.1f} points, p = {one['p_holm']:.3g}: {one['says']}")
+    show_paired(out, metrics["paired"], "untuned", "defended")
     show_pooled(out, metrics["models"]["defended"])
     show_utility(out, metrics["models"])
     show_dial(out, metrics.get("dial"))
@@ -211,8 +209,18 @@ def show_run(folder: Path, metrics: dict[str, Any], *, show_documents: bool, alr
     out.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
 
 
+def show_paired(out: Console, paired: Sequence[Mapping[str, Any]], first: str, second: str) -> None:
+    """The paired tests of two models, task by task; points are the second's less the first's."""
+    if not paired:
+        out.print("No paired tests: there is no request about a document to which both models have a judged reply.")
+        return
+    out.print(f"{first.capitalize()} against {second}, paired (exact McNemar, Holm over all cells):")
+    for one in paired:
+        out.print(f"  {one['set']:9} {one['task']:14} {100 * one['difference']:+6.1f} points, p = {one['p_holm']:.3g}: {one['says']}")
+
+
 def show_pooled(out: Console, metrics: Mapping[str, Any]) -> None:
-    """What the defended model refuses more or less often over all tasks, in words, undecided included."""
+    """What a model refuses more or less often than the one it is set against, over all tasks, in words, undecided included."""
     if found := metrics.get("differences"):
         out.print("The same over all tasks (bootstrap and sign flips over documents, Holm over the sets):")
     for one in found or ():
@@ -239,17 +247,24 @@ def _dial_limits(dial: Mapping[str, Any]) -> str:
 
 
 def show_utility(out: Console, models: Mapping[str, Any]) -> None:
-    """What the models are worth on benign documents, what the defended one keeps of it, and what it does to the perplexity of general answers."""
+    """What the models are worth on benign documents, what the one keeps of the other's worth, and what it does to the perplexity of general answers."""
     if any(metrics.get("utility") or metrics.get("retention") for metrics in models.values()):
         out.print(utility_table(models))
-    for metrics in models.values():
+    for name, metrics in models.items():
         if one := metrics.get("perplexity"):
             ratio = f"{one['ratio']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
-            out.print(f"Perplexity of general answers, defended / untuned: {ratio}, {one['rows']} answers, {one['tokens']} tokens.")
+            out.print(f"Perplexity of general answers, {name} / {_beside(models, name)}: {ratio}, {one['rows']} answers, {one['tokens']} tokens.")
+
+
+def _beside(models: Mapping[str, Any], main: str) -> str:
+    """The name of the model that another one is set against."""
+    return next((name for name in models if name != main), "untuned")
 
 
 def utility_table(models: Mapping[str, Any]) -> Table:
-    """Utility by task and measure, one column a model, and what is kept of the untuned model's where two are set side by side."""
+    """Utility by task and measure, one column a model, and what the one keeps of the other's where two are set side by side."""
+    main = next((name for name, metrics in models.items() if metrics.get("retention")), "")
+    beside = _beside(models, main) if main else "untuned"
     kept = {(one["task"], one["measure"]): one for metrics in models.values() for one in metrics.get("retention") or ()}
     table = Table(title="Utility on benign documents (95% interval)", title_justify="left")
     for column in ("task", "measure", "against"):
@@ -258,12 +273,13 @@ def utility_table(models: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="right")
     if kept:
         margin = next(iter(kept.values()))["margin"]
-        table.caption = f"kept: defended / untuned, with a one-sided 95% lower bound; at least {margin:g} is wanted"
+        table.caption = f"kept: {main} / {beside}, with a one-sided 95% lower bound; at least {margin:g} is wanted"
         table.caption_justify = "left"
         table.add_column("kept")
     cells = {name: {(one["task"], one["measure"]): one for one in metrics.get("utility") or ()} for name, metrics in models.items()}
     for place in dict.fromkeys([*(place for found in cells.values() for place in found), *kept]):
         against = next(one.get("against", "") for one in (*(found.get(place) for found in cells.values()), kept.get(place)) if one)
+        against = beside if against == "untuned" else against
         table.add_row(*place, against, *(_worth(found.get(place)) for found in cells.values()), *([_kept(kept.get(place))] if kept else []))
     return table
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from docward.evaluation.evaluating import Settings
 
 NOT_TAKEN = "not_taken.part-{}.json"
+ASKED = ("wordings", "system", "max_new_tokens", "max_length", "verdict_only")  # the settings that replies hang on
 
 
 def claim_folder(folder: Path, model: Loaded | Server, settings: Settings, **more: str | int) -> None:
@@ -31,7 +32,7 @@ def claim_folder(folder: Path, model: Loaded | Server, settings: Settings, **mor
     """
     mine: dict[str, Any] = {"model": model.name, "adapter": model.adapter and str(model.adapter), "fingerprint": model.fingerprint}
     mine |= {"base_url": model.base_url} if isinstance(model, Server) else {}
-    mine |= {name: getattr(settings, name) for name in ("wordings", "system", "max_new_tokens", "max_length", "verdict_only")} | more
+    mine |= {name: getattr(settings, name) for name in ASKED} | more
     place, replies = folder / "evaluation.json", folder / f"{REPLIES}.jsonl"
     begun = any(one.is_file() and one.stat().st_size for one in (replies, *folder.glob(PART.format(REPLIES, "*"))))
     if begun and not place.is_file():
@@ -41,12 +42,18 @@ def claim_folder(folder: Path, model: Loaded | Server, settings: Settings, **mor
             part.unlink()
         write_json(place, mine)
         return
-    theirs = {"verdict_only": False} | json.loads(place.read_text(encoding="utf-8"))  # which folders of before do not say
+    theirs = claimed(folder)
     differs = [name for name in mine if name != "adapter" and mine[name] != theirs.get(name)]
     if differs:
         found = "; ".join(f"{name}: {theirs.get(name)!r} there, {mine[name]!r} now" for name in differs)
         raise RunError(f"{folder} holds the replies of another evaluation ({found}). Choose another --output-dir, or delete that folder.")
     not_taken(folder)
+
+
+def claimed(folder: Path) -> dict[str, Any]:
+    """What a folder that is claimed says it holds."""
+    found: dict[str, Any] = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    return {"verdict_only": False} | found  # which folders of before do not say
 
 
 def note_not_taken(folder: Path, model: Loaded | Server) -> None:

@@ -74,6 +74,7 @@ class Untuned:
     pairs: Pairs
     likelihoods: Iterable[Likelihood]
     margin: float  # the share of its utility that has to be kept
+    cut: bool = False  # some of its replies were stopped where their verdict was settled
 
 
 def wording_of(task: Task, document: Document, wordings: str) -> tuple[int, str]:
@@ -341,7 +342,7 @@ def model_metrics(
     replies: Iterable[Reply], verdicts: Iterable[Verdict], *, golds: Golds, likelihoods: Iterable[Likelihood] = (), untuned: Untuned | None = None
 ) -> dict[str, Any]:
     """What `metrics.json` says of one model; `untuned` is what it is set against. All are gone through more than once, and none is held."""
-    cut = any(reply.cut for reply in replies)  # then they are no work to measure
+    cut = bool(untuned and untuned.cut) or any(reply.cut for reply in replies)  # then they are no work to measure
     of_documents = Only(replies, lambda reply: reply.task != PROMPT and not cut and not reply.withheld)
     theirs = untuned.replies if untuned else None
     kept = []
@@ -404,14 +405,14 @@ def compare(first: Path, second: Path, golds: Golds, *, margin: float) -> tuple[
     """
     import json
 
-    place = first / "metrics.json"
-    before: dict[str, Any] = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
+    places = [folder / "metrics.json" for folder in (first, second)]
+    before, beside = (json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {} for place in places)
     mine, theirs = (Rows(folder / "verdicts.jsonl", Verdict) for folder in (first, second))
     likelihoods = [_likelihoods(first, before.get("likelihoods")), _likelihoods(second, None)]  # of the second's those that the first has too are read
     pairs = Pairs(mine, theirs)
     replies = Rows(first / "replies.jsonl", Reply, keys=KeyTable((verdict.key, 1) for verdict in mine))
     with KeyedRows(second / "replies.jsonl", lambda row, _: typed(Reply, row, where=str(second / "replies.jsonl"))) as answered:
-        untuned = Untuned(answered, pairs, likelihoods[1], margin)
-        metrics = before | model_metrics(replies, mine, golds=golds, likelihoods=likelihoods[0], untuned=untuned)
-    write_json(place, metrics)
+        untuned = Untuned(answered, pairs, likelihoods[1], margin, cut=bool(beside.get("cut")))
+        metrics: dict[str, Any] = before | model_metrics(replies, mine, golds=golds, likelihoods=likelihoods[0], untuned=untuned)
+    write_json(places[0], metrics)
     return metrics, [asdict(one) for one in pairs.paired()]

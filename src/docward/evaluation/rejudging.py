@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from docward.errors import DocumentError, RunError
+from docward.evaluation.against import of_one
 from docward.evaluation.collecting import AT_A_TIME
 from docward.evaluation.comparing import Pairs, advice
 from docward.evaluation.evaluating import verdict_metrics
@@ -260,7 +261,8 @@ class FolderJudged:
 def judge_evaluation(folder: Path, judge: Judge, *, again: bool = False, progress: Progress = lambda *_: None) -> FolderJudged:
     """Judge the replies in the folder of an evaluation; write `verdicts.jsonl`, and `metrics.json` as far as it follows from verdicts. Then its suites.
 
-    Where there are verdicts, their replies are judged, in their order; else all replies. What does not come from verdicts (utility) stays as it was.
+    Where there are verdicts, their replies are judged, in their order; else all replies. What does not come from verdicts (utility) stays as it was, but for
+    what an evaluation with `--against` says of another one: that was compared with the verdicts of before.
 
     Raises:
         RunError: the folder holds no replies, or another process writes there or to a suite.
@@ -279,6 +281,9 @@ def judge_evaluation(folder: Path, judge: Judge, *, again: bool = False, progres
         if "corrected" in metrics and not ([metrics["corrected"]["judge"]] == list(judges) and all(before[one] == metrics[one] for one in ("rates", "pooled"))):
             del metrics["corrected"]
             progress("corrected rates left out, as they were of other verdicts: docward evaluate ... --correct-with FILE corrects these", 0, 0)
+        if "against" in metrics:
+            metrics = of_one(metrics)
+            progress("the other evaluation left out, as it was compared with other verdicts: docward evaluate ... --against FOLDER compares these", 0, 0)
         write_json(folder / "metrics.json", metrics)
         suites = _judge_suites(folder, told, judge, again=again, progress=progress)
     return FolderJudged(one.n, one.asked, one.unjudged, judges, metrics, suites)

@@ -119,7 +119,7 @@ def utility(replies: Iterable[Reply], *, golds: Golds, untuned: Mapping[str, Rep
     """
     scores, names = dict[tuple[str, str], _Scores](), _names(golds)
     for reply, gold in _benign(replies, golds):
-        theirs = untuned.get(reply.key) if untuned is not None and gold is None else None
+        theirs = _worked(untuned, reply) if untuned is not None and gold is None else None
         if score := _score(reply, gold, theirs, names):
             some = scores.setdefault((reply.task, score.measure), _Scores(score.against))
             some.add(reply.document_id, score.value, 1.0)
@@ -143,7 +143,7 @@ def retention(replies: Iterable[Reply], *, golds: Golds, untuned: Mapping[str, R
     """
     scores, names = dict[tuple[str, str], _Scores](), _names(golds)
     for reply, gold in _benign(replies, golds):
-        theirs = untuned.get(reply.key)
+        theirs = _worked(untuned, reply)
         if score := _score(reply, gold, theirs, names):
             some = scores.setdefault((reply.task, score.measure), _Scores(score.against))
             if theirs is not None:
@@ -155,6 +155,12 @@ def retention(replies: Iterable[Reply], *, golds: Golds, untuned: Mapping[str, R
         kept = statistics.retention(rows, margin=margin)
         found.append(Retention(task, measure, some.against, len(rows), kept.value, kept.low, margin, kept.says))
     return found
+
+
+def _worked(untuned: Mapping[str, Reply], reply: Reply) -> Reply | None:
+    """The untuned model's reply to the same prompt; None where there is none, or a server withheld it."""
+    theirs = untuned.get(reply.key)
+    return None if theirs is None or theirs.withheld else theirs
 
 
 def _names(golds: Golds) -> dict[str, Names]:

@@ -15,8 +15,9 @@ from docward.evaluation.statistics import FAILS, HOLDS
 from docward.report import values
 from docward.report.figures import SETS
 
+THE_UNTUNED = "the untuned model"
 MEASURES = {
-    "chrf_vs_untuned": "chrF against the untuned model's reply",
+    "chrf_vs_untuned": f"chrF against {THE_UNTUNED}'s reply",
     "case_accuracy": "characters in the right case",
     "accuracy": "right labels",
     "chrf": "chrF",
@@ -51,9 +52,9 @@ def _reach(row: Mapping[str, Any]) -> str:
     return "" if row["low"] is None or row["high"] is None else f", {values.points(row['low'])} to {values.points(row['high'])}"
 
 
-def kept(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model keeps of the untuned model's utility: rows by task, and a sentence on how many hold; empty where it was not measured."""
-    rows = [_kept(row) for row in _rows(metrics.get("retention"))]
+def kept(metrics: Mapping[str, Any], yardstick: str = THE_UNTUNED) -> dict[str, Any]:
+    """What a model keeps of the utility of the untuned one or another `yardstick`: rows by task, and how many hold; empty where it was not measured."""
+    rows = [_kept(row, yardstick) for row in _rows(metrics.get("retention"))]
     margins = {row["margin"] for row in rows if row["margin"] is not None}
     counts = Counter(row["says"] for row in rows)
     kinds = "tasks" if len({row["task"] for row in rows}) == len(rows) else "measures"
@@ -61,17 +62,17 @@ def kept(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {"rows": rows, "sentence": f"{said[:1].upper()}{said[1:]} {kinds}.", "margin": margins.pop() if len(margins) == 1 else None} if rows else {}
 
 
-def _kept(row: Mapping[str, Any]) -> dict[str, Any]:
+def _kept(row: Mapping[str, Any], yardstick: str) -> dict[str, Any]:
     says = values.shown(row.get("says"))
     numbers = {name: values.number(row.get(name)) for name in ("value", "low", "margin")}
-    told = {"task": values.shown(row.get("task")), "measure": measure_name(row), "documents": values.count(row.get("documents"))}
+    told = {"task": values.shown(row.get("task")), "measure": measure_name(row, yardstick), "documents": values.count(row.get("documents"))}
     return {**told, **numbers, "says": says, "tone": {HOLDS: "good", FAILS: "bad"}.get(says, "unsure")}
 
 
-def measure_name(row: Mapping[str, Any]) -> str:
-    """A measure in words, and what it is taken against where its row says so."""
+def measure_name(row: Mapping[str, Any], yardstick: str = THE_UNTUNED) -> str:
+    """A measure in words, and what it is taken against where its row says so; `yardstick` is the model that another one is set against."""
     name = str(row.get("measure"))
-    said = MEASURES.get(name, values.shown(name))
+    said = MEASURES[name].replace(THE_UNTUNED, yardstick) if name in MEASURES else values.shown(name)
     return f"{said}, against gold" if row.get("against") == "gold" and name not in ("accuracy", "case_accuracy") else said
 
 

@@ -2,7 +2,7 @@
 
 In: a run folder (metrics.json; and, where they are there, dataset/audit.json, training.jsonl, probes.jsonl, adapter/calibration.json, recipe.yaml,
 environment.json, evaluation/<model>/{replies,verdicts}.jsonl), or one with a dataset and no metrics yet, or the folder that `docward evaluate --output-dir`
-made (one model, its replies directly in it).
+made (one model, its replies directly in it; with `--against` another one's figures too).
 Out: `report.html` in that folder.
 Documents and replies may be hostile: everything is escaped, the page allows no script but its own two (by hash), and texts of and about malicious documents
 are stored encoded and enter the page only on a click (`samples.py`).
@@ -14,6 +14,7 @@ import base64
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from docward.types import Rate
 
 _MAIN = "defended"
 _FIRST = "untuned"
+_OTHER = "the other model"  # what an evaluation was set against
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,22 @@ class _Run:
     tuning: dict[str, Any] = field(default_factory=dict)
     suites: list[dict[str, Any]] = field(default_factory=list)
     recipe: str = ""
+    against: dict[str, Any] = field(default_factory=dict)
 
     @property
     def main(self) -> str:
         """The model that the report is about: the defended one where there is one; empty where none was measured."""
         return _MAIN if _MAIN in self.models else next(reversed(self.models), "")
+
+    @property
+    def beside(self) -> str:
+        """The model that the main one is set against."""
+        return next((name for name in self.models if name != self.main), _FIRST)
+
+    @property
+    def yardstick(self) -> str:
+        """The same in a sentence."""
+        return self.beside if self.beside == _OTHER else f"the {self.beside} model"
 
 
 def write_report(run: Path) -> Path:
@@ -77,21 +90,30 @@ def _read_run(run: Path) -> _Run:
     metrics = _read_object(path, again)
     alone = "models" not in metrics
     models = {str(metrics.get("model") or "the model"): metrics} if alone else metrics["models"]
+    against = values.mapping(metrics.get("against")) if alone else {}
     if not isinstance(models, dict) or not models:
         raise RunError(f"{path}: `models` holds no model, wanted an object like {{'untuned': ..., 'defended': ...}}. {again}")
     order = sorted(models, key=lambda name: (name != _FIRST, name != _MAIN))
     folders = {name: run if alone else run / "evaluation" / name for name in order}
+    beside = {_OTHER: _checked(against.get("metrics"), f"{path}, against", again)} if against else {}
     return _Run(
         name=run.resolve().name,
-        models={name: _checked(models[name], f"{path}, model {name}", again) for name in order},
+        models=beside | {name: _checked(models[name], f"{path}, model {name}", again) for name in order},
         folders=folders,
+        against=_against(against),
         surface=None if not metrics.get("surface") else _checked(metrics["surface"], f"{path}, surface", again),
-        paired=[] if alone else list(metrics.get("paired") or []),
+        paired=list(metrics.get("paired") or []),
         seconds=metrics.get("seconds") or {},
         peak_memory_mib=metrics.get("peak_memory_mib"),
         suites=robustness.view(folders.get(_MAIN, folders[order[-1]])),
         **_read_making(run, again),
     )
+
+
+def _against(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What an evaluation was set against, and how many prompts the two share."""
+    names = {name: values.shown(found.get(name), 200) for name in ("model", "folder")}
+    return {**names, **{name: values.count(found.get(name)) for name in ("shared", "only_here", "only_there")}} if found else {}
 
 
 def _read_dataset(run: Path, nothing: str) -> _Run:
@@ -222,7 +244,7 @@ def _utility(run: _Run) -> list[tuple[str, str, str, list[dict[str, Any] | None]
     cells = {name: {(row["task"], row["measure"]): row for row in metrics.get("utility") or []} for name, metrics in run.models.items()}
     keys = dict.fromkeys(key for rows in cells.values() for key in rows)
     rows = [(task, measure, [cells[name].get((task, measure)) for name in run.models]) for task, measure in keys]
-    return [(task, measure, deciding.measure_name(next(cell for cell in found if cell)), found) for task, measure, found in rows]
+    return [(task, measure, deciding.measure_name(next(cell for cell in found if cell), run.yardstick), found) for task, measure, found in rows]
 
 
 def _figures(run: _Run) -> dict[str, Any]:
@@ -280,7 +302,7 @@ def _render(run: _Run) -> str:
         "idle": trying.idle(run.models),
         "names": RATE_NAMES,
         "differences": deciding.differences(run.models[run.main]) if run.models else [],
-        "kept": deciding.kept(run.models[run.main]) if run.models else {},
+        "kept": deciding.kept(run.models[run.main], run.yardstick) if run.models else {},
         "advice": deciding.advice(run.models[run.main]) if run.models else [],
         "missing": [(name, lack) for name, metrics in run.models.items() if (lack := deciding.missing(metrics))],
         "withheld": [(name, lack) for name, metrics in run.models.items() if (lack := deciding.withheld(metrics))],
