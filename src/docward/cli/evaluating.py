@@ -67,8 +67,8 @@ def evaluate_files(
 
     Raises:
         RunError: a server did not give all replies; what it gave is kept and shown.
-        UsageError: a suite that a model behind a server cannot be asked, or one that wants its context, which is not known; or suites on short prompts alone; or nothing
-            to compare with in `against`.
+        UsageError: a suite that a model behind a server cannot be asked, or one that wants its context, which is not known; or suites on short prompts alone;
+            or nothing to compare with in `against`.
     """
     judge = get_judge(settings.judge).name
     judge_error = read_validation(correct_with, judge=judge) if correct_with else None
