@@ -69,7 +69,8 @@ class ChatServer:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 big = {"id": "big", "object": "model"} | ({"max_model_len": owner.states} if owner.states else {})
-                self.send(200, json.dumps({"object": "list", "data": [big, {"id": owner.keys[-1], "object": "model"}]}).encode())
+                names = [{"id": key, "object": "model"} for key in owner.keys[-1:]]
+                self.send(200, json.dumps({"object": "list", "data": [big, *names]}).encode())
 
             def do_POST(self) -> None:
                 asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

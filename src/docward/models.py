@@ -299,6 +299,23 @@ def load_tokenizer(name: str) -> tuple[PreTrainedTokenizerBase, int]:
         raise _not_loaded(name, error) from error
 
 
+def only_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model that runs elsewhere, by the model's name; of a folder, the tokenizer's own files will do.
+
+    Raises:
+        ModelError: a name that cannot be loaded.
+    """
+    folder = Path(name).expanduser()
+    alone = name not in ALIASES and (folder / "tokenizer_config.json").is_file()
+    place = str(folder) if alone else resolve(_base_of(folder) if is_adapter(folder) else name)
+    _quiet()
+    try:
+        found: PreTrainedTokenizerBase = _tokenizer(place)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise _not_loaded(name, error) from error
+    return found
+
+
 def _own_tokenizer(adapter: Path) -> Any:
     """The tokenizer that lies beside an adapter, where one does: a token may have other words there (a refusal in one token)."""
     try:

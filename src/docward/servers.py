@@ -12,18 +12,21 @@ import os
 import random
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from docward.errors import ModelError
 from docward.fitting import CUTS, LETTERS, NO_LIMIT, NO_ROOM, TooLong, kept, stated, words
 from docward.records import text_hash
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 AT_ONCE = 8  # requests on their way to a server
 TIMEOUT = 120.0  # seconds from a question to the last byte of its answer
@@ -104,14 +107,27 @@ class _GoneError(Exception):
 
 
 class Server:
-    """A model behind a server. `fingerprint` is of its address and name: what stands behind them cannot be looked at."""
+    """A model behind a server. `fingerprint` is of its address and name: what stands behind them cannot be looked at.
+
+    `tokenizer` is the model's own where it is at hand here too, else None.
+    """
 
     adapter = None
 
-    def __init__(self, base_url: str, model: str, *, concurrency: int = AT_ONCE, timeout: float = TIMEOUT, remedy: str = REMEDY) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        concurrency: int = AT_ONCE,
+        timeout: float = TIMEOUT,
+        remedy: str = REMEDY,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
         """Get ready to ask `model` at `base_url`, such as http://localhost:8000/v1; nothing is sent yet.
 
-        `remedy` is said where the server will not have what is sent beside every question.
+        `remedy` is said where the server will not have what is sent beside every question. `tokenizer` is the model's own, where it is at hand: see
+        `docward.models.only_tokenizer`.
 
         Raises:
             ModelError: the `servers` extra is not installed, the address is none or holds a password, or OPENAI_API_KEY cannot be a key.
@@ -121,12 +137,13 @@ class Server:
         except ImportError as error:
             raise ModelError("A model behind a server needs the `servers` extra: pip install 'docward[servers]'.") from error
         self.base_url, self.name, self.concurrency, self.timeout = _checked(base_url), model, concurrency, timeout
-        self.fingerprint, self.remedy = text_hash(self.base_url, model), remedy
+        self.fingerprint, self.remedy, self.tokenizer = text_hash(self.base_url, model), remedy, tokenizer
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
             raise ModelError("OPENAI_API_KEY holds characters that no key has (a line end, an accent). Set it again.")
         self._changed: dict[str, str] = {}  # parameters that the server does not take, and what is sent instead
         self._answers = False  # whether it has answered a question at its limit of tokens
+        self._counting = Lock()  # a tokenizer is not made for several threads at once
         self._in_a_row = 0  # questions without an answer, also over several times of asking: a judge asks about few at a time
         self._not_before = 0.0  # by the monotonic clock: the server asked to be left alone until then
         self._client: Any = OpenAI(base_url=self.base_url, api_key=self._key or "none", max_retries=0, timeout=Timeout(timeout, connect=min(timeout, CONNECT)))
@@ -136,9 +153,9 @@ class Server:
     ) -> Iterator[list[Answer | Failure]]:
         """Ask with `concurrency` questions always on their way, begun in the order given; yields what has come since the last time.
 
-        A document that is too long, for `max_length` tokens with the reply's or for the server's own limit, is cut in its middle until it fits; a token
-        counts as LETTERS characters where a server neither counts nor refuses. Ends early, without a word on the questions not yet asked, where the server
-        cannot be reached or answers nothing any more. Parameters that it does not take are renamed or left out (see `not_taken`).
+        A document that is too long, for `max_length` tokens with the reply's or for the server's own limit, is cut in its middle until it fits; where a
+        server neither counts nor refuses, its tokenizer counts, or a token is LETTERS characters. Ends early, without a word on the questions not yet asked,
+        where the server cannot be reached or answers nothing any more. Parameters that it does not take are renamed or left out (see `not_taken`).
 
         Raises:
             ModelError: the server knows no such model, or the key is wrong, or it takes no question at all.
@@ -252,12 +269,12 @@ class Server:
         """One question, its document cut as often as it is too long."""
         now, keep, density = question, len(question.document), 1 / LETTERS  # in tokens a character
         said = self._answer(now, how, stop)
-        letters = None if isinstance(said, Failure) else LETTERS  # a server that has refused refuses again
+        count = None if isinstance(said, Failure) else self._count  # a server that has refused refuses again
         for _ in range(CUTS):
-            found = _too_long(said, len(now.text), int(how["max_tokens"]), max_length, letters)
+            found = _too_long(said, now.text, int(how["max_tokens"]), max_length, count)
             if not found or not question.document:
                 break
-            limit = min((one for one in (max_length, found.limit, self._limit) if one), default=None)
+            limit = min((one for one in (max_length, found.limit, self.context) if one), default=None)
             keep = kept(keep, len(now.text), found, limit) if limit else 0
             if not keep:
                 why = said.why if isinstance(said, Failure) else f"{found.asked} tokens with the reply's"
@@ -270,9 +287,16 @@ class Server:
         density = said.prompt_tokens / len(now.text) if said.prompt_tokens else density
         return replace(said, dropped=max(1, round((len(question.document) - keep) * density)))
 
+    def _count(self, text: str) -> int:
+        """About how many tokens a text has."""
+        if not self.tokenizer:
+            return len(text) // LETTERS
+        with self._counting:
+            return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
     @cached_property
-    def _limit(self) -> int | None:
-        """The context that the server states for the model, in tokens, as vLLM does."""
+    def context(self) -> int | None:
+        """The context that the server states for the model, in tokens, as vLLM does; None where it states none."""
         try:
             stated = next((getattr(one, "max_model_len", None) for one in self._client.models.list().data if one.id == self.name), None)
         except Exception:  # whatever a server says or does not say: then its limit is not known
@@ -390,12 +414,14 @@ class Server:
         return text.replace(self._key, "[OPENAI_API_KEY]") if len(self._key) >= SECRET else text
 
 
-def _too_long(said: Answer | Failure, text: int, reply: int, max_length: int | None, letters: int | None) -> TooLong | None:
-    """Whether a prompt of so many characters is too long, by the server's word, by its count of an answered one, or by so many letters a token."""
+def _too_long(said: Answer | Failure, text: str, reply: int, max_length: int | None, count: Callable[[str], int] | None) -> TooLong | None:
+    """Whether a prompt is too long, by the server's word, by its count of an answered one, or by `count`."""
     if isinstance(said, Failure):
         return said.too_long
-    prompt = said.prompt_tokens or (text // letters if letters else 0)
-    return TooLong(asked=prompt + reply) if max_length and prompt and prompt + reply > max_length else None
+    if not max_length:
+        return None
+    prompt = said.prompt_tokens or (count(text) if count else 0)
+    return TooLong(asked=prompt + reply) if prompt and prompt + reply > max_length else None
 
 
 def _checked(base_url: str) -> str:

@@ -49,6 +49,7 @@ def test_all_suites_are_listed(monkeypatch, capsys):
     docward(monkeypatch, "list", "suites")
     out = capsys.readouterr().out
     assert all(f" {name} " in out for name in SUITES)
+    assert "is asked all but forced and drift; dilution and length want its --tokenizer." in " ".join(out.split())
 
 
 def test_decided_differences_are_told_by_size_and_all_others_as_undecided():

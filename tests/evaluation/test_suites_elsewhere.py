@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,15 +14,16 @@ from test_collecting import SETTINGS, documents, launched, sources
 from docward import servers
 from docward.cli.evaluating import evaluate_files
 from docward.cli.main import main
+from docward.documents.reading import own_documents
 from docward.evaluation.evaluating import Settings, planned_replies
 from docward.evaluation.suites import SUITES, get_suites
 from docward.evaluation.suites.running import for_server
-from docward.models import load
+from docward.models import load, only_tokenizer
 from docward.records import read_rows, write_rows
 from docward.tasks import get_tasks
 from docward.types import Reply, Verdict
 from serving_stub import ChatServer
-from tiny import some_documents
+from tiny import byte_tokenizer, some_documents
 
 FILES = ("suites.json", *(f"suites/{suite}/{name}.jsonl" for suite in ("position", "opener") for name in ("replies", "verdicts")))
 
@@ -87,7 +89,88 @@ def test_all_suites_of_a_server_are_those_that_it_can_be_asked_and_the_others_ar
     assert code == 0
     found = [suite["name"] for suite in json.loads((tmp_path / "run" / "suites.json").read_text())["suites"]]
     assert found == [suite.name for suite in for_server(get_suites(["all"]))] == [name for name, suite in SUITES.items() if not suite.wants]
-    assert "Not run, since a server cannot be asked them: forced (wants words in the model's mouth), dilution (wants the model's own tokens), length" in said
+    assert "Not run, since a server cannot be asked them: forced (wants words in the model's mouth), dilution (wants the model's own tokens, by --" in said
+
+
+# ---- with the tokenizer of the server's model
+
+
+@pytest.fixture(scope="module")
+def lent(tmp_path_factory) -> Path:
+    """A tokenizer without a model; its tokens have about three characters."""
+    folder = tmp_path_factory.mktemp("lent")
+    byte_tokenizer(words=[one.text for one in own_documents()[:60]]).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("told", ["by --max-length", "by the server"])
+def test_with_its_tokenizer_a_server_is_asked_every_length_that_fits_and_it_is_the_one_that_is_named(command, server, lent, tmp_path, monkeypatch, told):
+    monkeypatch.setattr(servers, "LETTERS", 2)  # a guess by characters would find long prompts too long, and cut them
+    server.states, given = (1200, []) if told == "by the server" else (0, ["--max-length", "1200"])
+    code, said = command("--suite", "length", "--suite", "dilution", "--tokenizer", str(lent), *given)
+    assert code == 0
+    texts, tokenizer = asked_of(server), only_tokenizer(str(lent))
+    assert len(texts) == len(set(texts)), "none was asked again, cut"
+    found: dict[str, set[int]] = {}
+    for name in ("length", "dilution"):
+        for one in read_rows(tmp_path / "run" / "suites" / name / "replies.jsonl", Reply):
+            assert f"{one.document}\n\n{one.instruction}" in texts
+            assert one.dropped == 0
+            found.setdefault(one.key.split("|")[-1], set()).add(len(tokenizer(one.document, add_special_tokens=False)["input_ids"]))
+    assert found.keys() - {"unchanged"} == {f"{many} tokens" for many in (100, 250, 500, 1000)} | {"passage alone"} | {
+        f"{place} {share}%" for place in ("start", "middle", "end") for share in (50, 25)
+    }
+    for many in (100, 250, 500, 1000):
+        assert all(0.98 * many <= tokens <= many + 2 for tokens in found[f"{many} tokens"])
+    assert max(found["middle 25%"]) == pytest.approx(4 * max(found["passage alone"]), rel=0.02)
+    assert "Suite length: longer than the model's context, so not asked: 2000 tokens, 4000 tokens, 8000 tokens." in said
+
+
+def test_a_server_that_does_not_state_its_context_is_asked_no_length_without_max_length(command, server, lent, tmp_path):
+    code, said = command("--suite", "position", "--suite", "length", "--tokenizer", str(lent))
+    assert code == 2
+    assert "Nobody says how long a document may be (length): the server " in said
+    assert "does not state the context of 'big'. Give it in tokens by --max-length" in said
+    assert (server.requests, (tmp_path / "run").exists()) == ([], False)
+    assert command("--suite", "position", "--tokenizer", str(lent))[0] == 0, "other suites do not want to know"
+
+
+@pytest.mark.parametrize(("name", "why"), [("forced", "words in the model's mouth"), ("drift", "the model's own weights")])
+def test_what_no_tokenizer_gives_stays_refused(command, server, lent, name, why):
+    code, said = command("--suite", "length", "--suite", name, "--tokenizer", str(lent), "--max-length", "1200")
+    assert code == 2
+    assert f"A server cannot be asked every suite ({name} wants {why}). Leave those out" in said
+    assert "opener, noise, injection, dilution, length." in said
+    assert server.requests == []
+    assert [suite.name for suite in for_server(get_suites(["all"]), tokens=True)] == [one for one in SUITES if one not in ("forced", "drift")]
+
+
+@pytest.mark.parametrize(
+    ("place", "why"), [("nowhere", "No model is called 'nowhere'"), ("empty", "is not a model folder"), ("broken", "cannot be loaded: "), ("text", "is a file")]
+)
+def test_a_wrong_tokenizer_is_said_as_a_wrong_model_is(command, server, lent, tmp_path, place, why):
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(lent, tmp_path / "broken")
+    (tmp_path / "broken" / "tokenizer.json").write_text("{}")
+    (tmp_path / "text").write_text("words")
+    code, said = command("--suite", "length", "--max-length", "1200", "--tokenizer", place if place == "nowhere" else str(tmp_path / place))
+    assert code == 2
+    assert why in said
+    assert "Known names: smollm2-135m" in said
+    assert server.requests == []
+
+
+def test_a_model_that_is_loaded_here_has_its_own_tokenizer(monkeypatch, capsys, tmp_path, lent):
+    asked = ["docward", "evaluate", "--model", "nowhere", "--tokenizer", str(lent), "--output-dir", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", asked)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert "--tokenizer goes with --base-url" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+# ---- replies that do not come
 
 
 def test_what_did_not_come_is_in_no_rate_and_the_next_run_asks_for_that_alone(command, server, tmp_path):

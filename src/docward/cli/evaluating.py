@@ -19,7 +19,7 @@ from docward.evaluation.correcting import correct_folder, read_validation
 from docward.evaluation.evaluating import Progress, Settings, evaluate, planned_replies, reasons
 from docward.evaluation.judges import get_judge
 from docward.evaluation.suites import EVERY, SUITES, get_suites
-from docward.evaluation.suites.running import for_server, run_suites
+from docward.evaluation.suites.running import for_model, for_server, run_suites
 from docward.models import Loaded
 from docward.presets import PRESETS
 from docward.recipe import Source
@@ -47,7 +47,7 @@ def evaluate_files(
 
     Raises:
         RunError: a server did not give all replies; what it gave is kept and shown.
-        UsageError: a suite that a model behind a server cannot be asked, or suites on short prompts alone.
+        UsageError: a suite that a model behind a server cannot be asked, or one that wants its context, which is not known; or suites on short prompts alone.
     """
     judge = get_judge(settings.judge).name
     judge_error = read_validation(correct_with, judge=judge) if correct_with else None
@@ -60,12 +60,12 @@ def evaluate_files(
     with said as progress:
         progress(f"loading {name}", 0, 0)
         model = opened()
-        run = for_server(chosen) if isinstance(model, Server) else chosen
+        run = for_model(chosen, model, settings)
         if len(run) < len(chosen) and EVERY not in suites:
             wanting = "; ".join(f"{one.name} wants {one.wants}" for one in chosen if one not in run)
             raise UsageError(
                 f"A server cannot be asked every suite ({wanting}). Leave those out, or --base-url; `--suite {EVERY}` runs those that it can be asked: "
-                f"{', '.join(one.name for one in for_server(list(SUITES.values())))}."
+                f"{', '.join(one.name for one in for_server(list(SUITES.values()), tokens=model.tokenizer is not None))}."
             )
         metrics = evaluate(model, texts, settings, output_dir, progress=progress)
         ordinary = [one for one in own_documents() if one.split == Split.TEST and one.label == Label.ORDINARY]

@@ -80,10 +80,13 @@ def _judges() -> Table:
 
 def _suites() -> Table:
     from docward.evaluation.suites import SUITES
+    from docward.evaluation.suites.suite import TOKENS
 
+    counting, never = ([name for name, suite in SUITES.items() if suite.wants and (suite.wants == TOKENS) == which] for which in (True, False))
     table = _table("suite", "what is changed", "levels besides the unchanged document")
     for suite in SUITES.values():
         table.add_row(suite.name, suite.what, ", ".join(level.name for level in suite.levels))
+    table.caption = f"A model behind a server (--base-url) is asked all but {' and '.join(never)}; {' and '.join(counting)} want its --tokenizer."
     return table
 
 

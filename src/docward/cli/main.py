@@ -134,6 +134,10 @@ def evaluate(
     ] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=1000, help="Requests on their way to a server at once.")] = 8,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a reply of a server may take.")] = 120,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="The tokenizer of a server's model (a folder, an alias, a Hub id), for suites that count tokens.", show_default=False),
+    ] = None,
     max_length: Annotated[
         int | None,
         typer.Option(
@@ -147,7 +151,7 @@ def evaluate(
     from docward.cli.evaluating import evaluate_files
     from docward.evaluation.evaluating import Settings
     from docward.evaluation.likelihood import read_general
-    from docward.models import load
+    from docward.models import load, only_tokenizer
     from docward.servers import Server
     from docward.tasks import get_tasks
 
@@ -163,7 +167,10 @@ def evaluate(
     settings = Settings(tuple(named), wordings=wordings, judge=judge, general=answers, **lengths)
     if base_url and adapter:
         raise UsageError("--adapter goes with a model that is loaded here. Behind --base-url, name the adapter as the server does: --model NAME.")
-    opened: Any = partial(Server, base_url, model, concurrency=concurrency, timeout=timeout) if base_url else partial(load, model, adapter=adapter)
+    if tokenizer and not base_url:
+        raise UsageError("--tokenizer goes with --base-url: a model that is loaded here has its own.")
+    how: Any = {"concurrency": concurrency, "timeout": timeout, "tokenizer": only_tokenizer(tokenizer) if tokenizer else None}
+    opened: Any = partial(Server, base_url, model, **how) if base_url else partial(load, model, adapter=adapter)
     evaluate_files(model, opened, documents or [], settings, limit, output_dir, correct_with=correct_with, suites=suite or [], seed=seed)
 
 

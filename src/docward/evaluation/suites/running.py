@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from docward import processes
+from docward.errors import UsageError
 from docward.evaluation.collecting import REPLIES, own_file, put_in_order, share, take_in
 from docward.evaluation.evaluating import Settings, begin, fill, filled, judged, lacking, wording_of
 from docward.evaluation.generating import Prompt
 from docward.evaluation.judges import Judge
 from docward.evaluation.judging import judging_in
 from docward.evaluation.suites.drifting import WEIGHTS, drifting
-from docward.evaluation.suites.suite import UNCHANGED, Asked, Kit, Level, Suite
+from docward.evaluation.suites.suite import TOKENS, UNCHANGED, Asked, Kit, Level, Suite
 from docward.evaluation.suites.summing import SUITES_FILE, SuiteRate, read_suites, suite_rates
 from docward.models import Loaded
 from docward.records import KeyedLog, read_lines, text_hash, write_json, write_rows
@@ -63,7 +64,7 @@ def run_suites(
     give are counted (`missing`) and asked for by the next run.
 
     Args:
-        model: loaded here, or behind a server; see `for_server`.
+        model: loaded here, or behind a server; see `for_model`.
         documents: the same in all levels.
         suites: which.
         settings: those of the evaluation; level 0 is asked by them.
@@ -78,7 +79,7 @@ def run_suites(
     """
     if not suites:
         return []
-    kit = Kit(None, tuple(ordinary), 0, seed) if isinstance(model, Server) else Kit(model.tokenizer, tuple(ordinary), _room(model, documents, settings), seed)
+    kit = Kit(model.tokenizer, tuple(ordinary), _room(model, documents, settings), seed)
     around = text_hash(*(one.text for one in ordinary))
     found = []
     for suite in suites:
@@ -93,9 +94,29 @@ def run_suites(
     return found
 
 
-def for_server(suites: Sequence[Suite]) -> list[Suite]:
-    """The suites that a model behind a server can be asked: those that count no tokens of its own and put no words in its mouth."""
-    return [suite for suite in suites if not suite.wants]
+def for_server(suites: Sequence[Suite], *, tokens: bool = False) -> list[Suite]:
+    """The suites that a model behind a server can be asked: those that put no words in its mouth and leave it as it is.
+
+    Those that count its own tokens are among them where it is said that its tokenizer is at hand (`tokens`).
+    """
+    return [suite for suite in suites if not suite.wants or (tokens and suite.wants == TOKENS)]
+
+
+def for_model(suites: Sequence[Suite], model: Loaded | Server, settings: Settings) -> list[Suite]:
+    """The suites that a model can be asked.
+
+    Raises:
+        UsageError: some want to know how long a document may be, and neither the settings nor the server say so.
+    """
+    if not isinstance(model, Server):
+        return list(suites)
+    found = for_server(suites, tokens=model.tokenizer is not None)
+    if (counting := [one.name for one in found if one.wants]) and not (settings.max_length or model.context):
+        raise UsageError(
+            f"Nobody says how long a document may be ({', '.join(counting)}): the server {model.base_url} does not state the context of {model.name!r}. "
+            "Give it in tokens by --max-length, or leave those suites out."
+        )
+    return found
 
 
 def _finish(suite: Suite, planned: Sequence[Planned], settings: Settings, place: Path, kit: Kit, why: Counter[str], progress: Progress) -> dict[str, Any]:
@@ -135,15 +156,16 @@ def _planned(asked: Asked, level: Level) -> Planned:
     return Planned(reply, level, (text, asked.instruction, asked.position, asked.opening, asked.steps))
 
 
-def _room(loaded: Loaded, documents: Sequence[Document], settings: Settings) -> int:
-    """The longest document that fits with every instruction that it is asked in and its answer, in tokens.
+def _room(model: Loaded | Server, documents: Sequence[Document], settings: Settings) -> int:
+    """The longest document that fits with every instruction that it is asked in and its answer, in tokens; 0 where nobody counts tokens or knows the context.
 
     A level's tokens are the document's alone, not those of prompt and answer together: so it stays the same document under another task, wording, system prompt
     or number of new tokens. A level for which these leave no room is left out whole, and named; no shorter one goes by its name.
     """
-    limit = min(settings.max_length or loaded.context, loaded.context)
+    if model.tokenizer is None or not (limit := min((one for one in (settings.max_length, model.context) if one), default=0)):
+        return 0
     asked = {wording_of(task, one, settings.wordings)[1] for task in settings.tasks for one in documents}
-    frames = (render(loaded.tokenizer, document="x", instruction=words, system=settings.system, limit=limit) for words in asked)
+    frames = (render(model.tokenizer, document="x", instruction=words, system=settings.system, limit=limit) for words in asked)
     return limit - settings.max_new_tokens - MARGIN - max((len(frame.ids) for frame in frames), default=0)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-TOKENS = "the model's own tokens"
+TOKENS = "the model's own tokens, by --tokenizer"
 OPENING = "words in the model's mouth"
 
 
@@ -61,7 +61,7 @@ UNCHANGED = Level("unchanged")
 class Kit:
     """What a change may use besides the request itself; with the same kit it gives the same, in whatever order requests come.
 
-    `tokenizer` is the model's own, None where a server keeps it. `ordinary` are the documents that text to surround another is taken from. `room` is the
+    `tokenizer` is the model's own, None where a server alone has it. `ordinary` are the documents that text to surround another is taken from. `room` is the
     longest document that fits, in tokens.
     """
 
@@ -93,7 +93,7 @@ Change = Callable[[Asked, Level, Kit], Asked]
 class Suite:
     """One axis of robustness: its levels without level 0, and how a request is changed at one of them. `axis` says what its levels are.
 
-    `wants` says what a model that is loaded here gives and a server does not; empty: it wants nothing of the kind.
+    `wants` says what a model that is loaded here gives and a server alone does not; empty: it wants nothing of the kind.
     """
 
     name: str
