@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint types tests clean
+.PHONY: demo test lint types tests test-lm-eval clean
 demo: $(READY)  ## the whole loop on the plain corpus and the default model
 	$(BIN)/docward run recipes/quickstart.yaml --output-dir runs/quickstart
 
@@ -17,6 +17,10 @@ types: $(READY)
 
 tests: $(READY)  ## by two processes of one thread each, which is faster than one of two; pytest alone does as well
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test-lm-eval: $(READY)  ## an exported model in lm-evaluation-harness, which `make test` skips without it
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,lm-eval]'
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/serving/test_lm_eval.py
 
 # torch by its exact version first: other requests for it may take a build that is several GB larger.
 $(READY): pyproject.toml constraints.txt

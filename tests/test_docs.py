@@ -88,3 +88,15 @@ def test_the_sets_that_the_docs_evaluate_are_presets():
     for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")):
         named = re.findall(r"--documents ([a-z][\w-]*)", path.read_text(encoding="utf-8"))
         assert set(named) <= {*PRESETS, *Label}, path
+
+
+def test_every_make_target_that_the_docs_name_is_there():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = {match[1]: match[2] for match in re.finditer(r"^([a-z-]+):.*\n((?:\t.*\n)*)", makefile, re.MULTILINE)}
+    named = {
+        name for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")) for name in re.findall(r"^make ([a-z-]+) +#|`make ([a-z-]+)`", path.read_text(), re.M)
+    }
+    assert {one or other for one, other in named} <= targets.keys()
+    assert "--constraint constraints.txt --editable '.[dev,lm-eval]'" in targets["test-lm-eval"]
+    assert targets["test-lm-eval"].rstrip().endswith("pytest tests/serving/test_lm_eval.py")
+    assert (ROOT / "tests" / "serving" / "test_lm_eval.py").is_file()
