@@ -12,6 +12,8 @@ import yaml
 
 from docward.cli.main import app
 from docward.dataset.saving import read_split
+from docward.evaluation.suites import SUITES
+from docward.evaluation.suites.running import for_server
 from docward.presets import PRESETS
 from docward.records import read_rows
 from docward.types import Document, Label, Split
@@ -88,6 +90,17 @@ def test_the_sets_that_the_docs_evaluate_are_presets():
     for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")):
         named = re.findall(r"--documents ([a-z][\w-]*)", path.read_text(encoding="utf-8"))
         assert set(named) <= {*PRESETS, *Label}, path
+
+
+def test_the_suites_that_the_readme_says_a_server_can_be_asked_are_those():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    said = re.search(r"Suites that a server can be asked: (.*?); and (.*?) with `--tokenizer NAME`.*?Not (.*?): ", text, re.DOTALL)
+    assert said
+    plain, counting, never = (set(re.findall(r"`(\w+)`", part)) for part in said.groups())
+    asked = {one.name for one in for_server(list(SUITES.values()))}
+    assert plain == asked
+    assert counting == {one.name for one in for_server(list(SUITES.values()), tokens=True)} - asked
+    assert never == SUITES.keys() - plain - counting
 
 
 def test_every_make_target_that_the_docs_name_is_there():

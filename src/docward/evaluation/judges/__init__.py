@@ -80,7 +80,11 @@ JUDGES = {
     "openai": JudgeKind(
         "openai:MODEL[@BASE_URL]", "a model behind any OpenAI-compatible server; key from OPENAI_API_KEY; wants the `servers` extra; tells partial too", _server
     ),
-    "wildguard": JudgeKind("wildguard[:FOLDER]", "allenai/wildguard (7B, gated on the Hub), or a folder of the same form; refused or complied", _wildguard),
+    "wildguard": JudgeKind(
+        "wildguard[:FOLDER]",
+        "allenai/wildguard (7B, gated on the Hub; tested by its form, not with its weights), or a folder of the same form; refused or complied",
+        _wildguard,
+    ),
     "classifier": JudgeKind(
         "classifier:HUB_ID_OR_FOLDER[#LABEL]",
         "a sequence classifier that reads the reply alone, so it cannot know a quoted refusal; LABEL means refusal; refused or complied",

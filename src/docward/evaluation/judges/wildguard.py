@@ -1,5 +1,6 @@
 """WildGuard as a judge (Han et al. 2024, arXiv 2406.18495): a 7B model that says whether a reply refuses. Its Hub page is gated, its licence Apache-2.0.
 
+Tested is the form in which it is asked and how its answers are read, with a stand-in that gives them; not its weights.
 In: replies. Out: verdicts, refused or complied. One real row: `{"outcome": "refused", "judge": "wildguard", "why": "Response refusal: yes"}`.
 """
 
