@@ -181,9 +181,8 @@ def evaluate(
         raise UsageError("--adapter goes with a model that is loaded here. Behind --base-url, name the adapter as the server does: --model NAME.")
     if tokenizer and not base_url:
         raise UsageError("--tokenizer goes with --base-url: a model that is loaded here has its own.")
-    lent = only_tokenizer(tokenizer) if tokenizer else None
-    served: Any = partial(Server, base_url, model, concurrency=concurrency, timeout=timeout, tokenizer=lent)
-    opened: Any = served if base_url else partial(load, model, adapter=adapter)
+    how: Any = {"concurrency": concurrency, "timeout": timeout, "tokenizer": only_tokenizer(tokenizer) if tokenizer else None}
+    opened: Any = partial(Server, base_url, model, **how) if base_url else partial(load, model, adapter=adapter)
     beside: Any = {"correct_with": correct_with, "against": against, "suites": suite or [], "seed": seed}
     evaluate_files(model, opened, documents or [], settings, limit, output_dir, **beside)
 
