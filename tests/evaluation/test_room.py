@@ -45,15 +45,15 @@ def test_the_default_model_is_asked_every_length_at_the_defaults(wordings):
 
 
 def test_a_level_that_only_just_fits_loses_no_token():
-    """Replies are as long as they can be without costing a level."""
-    loose = _room(default_model(), held_out(), DEFAULT)
-    settings = replace(DEFAULT, max_new_tokens=DEFAULT.max_new_tokens + loose - 8000)
-    room = _room(default_model(), held_out(), settings)
+    """Replies are as long as they can be without costing a level, and the longest instruction is among those asked."""
+    some, two = [*held_out()[:12:4], *{one.language: one for one in held_out()}.values()], tuple(get_tasks(["summarize", "case"]))
+    loose = _room(default_model(), some, replace(DEFAULT, tasks=two))
+    settings = replace(DEFAULT, tasks=two, max_new_tokens=DEFAULT.max_new_tokens + loose - 8000)
+    room = _room(default_model(), some, settings)
     assert room == 8000
     kit = Kit(default_model().tokenizer, tuple(one for one in held_out() if one.label == Label.ORDINARY), room)
-    some, two = [*held_out()[:12:4], *{one.language: one for one in held_out()}.values()], tuple(get_tasks(["summarize", "case"]))
     suites = [replace(SUITES[name], levels=tuple(level for level in SUITES[name].levels if level.name in LONGEST)) for name in ("length", "dilution")]
-    asked = [one for suite in suites for one in plan(suite, some, replace(settings, tasks=two), kit) if one.level != UNCHANGED]
+    asked = [one for suite in suites for one in plan(suite, some, settings, kit) if one.level != UNCHANGED]
     assert {one.level.name for one in asked} == set(LONGEST)
     for one in asked:
         words = {"document": one.reply.document, "instruction": one.reply.instruction}
