@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from docward.fitting import TooLong, kept, stated
+from docward.questions import Answer, Failure, Question
 from docward.rendering import compose
-from docward.servers import Answer, Failure, Question, Server
+from docward.servers import Server
 from docward.types import Position
 from serving_stub import ChatServer
 

@@ -13,7 +13,8 @@ import pytest
 
 from docward import servers
 from docward.errors import ModelError
-from docward.servers import Answer, Failure, Question, Server
+from docward.questions import Answer, Failure, Question
+from docward.servers import Server
 from serving_stub import ChatServer, newer_openai, strict, strict_within, strictest
 
 KEY = "sk-a-key-of-this-test-alone"

@@ -16,9 +16,10 @@ from docward.dataset.auditing import ExampleCounts
 from docward.dataset.building import general_examples
 from docward.errors import ModelError, RecipeError
 from docward.models import cache_dir
+from docward.questions import Answer, Failure, Question
 from docward.recipe import Recipe, Teacher
 from docward.rendering import compose
-from docward.servers import Answer, Failure, Question, Server
+from docward.servers import Server
 from docward.types import Example, Outcome, Split, Task, Want
 
 if TYPE_CHECKING:

@@ -24,8 +24,9 @@ from docward.evaluation.claiming import claim_folder, note_not_taken
 from docward.evaluation.collecting import PART, REPLIES
 from docward.evaluation.evaluating import Settings, _collect, evaluate, planned_replies
 from docward.models import resolve
+from docward.questions import Question
 from docward.records import read_rows, write_rows
-from docward.servers import Question, Server
+from docward.servers import Server
 from docward.tasks import document_for, get_tasks
 from docward.types import Reply, Verdict
 from serving_stub import ChatServer, strictest

@@ -42,9 +42,10 @@ from docward.evaluation.sets import Places, set_metrics
 from docward.evaluation.utility import Golds, golds_of, retention, utility
 from docward.keyed import KeyedRows, KeyTable
 from docward.models import Loaded
+from docward.questions import Failure, Question
 from docward.records import KeyedLog, Only, Rows, held, typed, write_json, write_rows
 from docward.rendering import compose
-from docward.servers import Failure, Question, Server
+from docward.servers import Server
 from docward.tasks import document_for
 from docward.types import PROMPT, Document, Label, Reply, Task, Verdict
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from docward.questions import Question
 from docward.records import text_hash
 from docward.rendering import compose
-from docward.servers import Question
 from docward.types import Outcome, Position, Reply
 
 MENU = {one.value: one for one in (Outcome.REFUSED, Outcome.PARTIAL, Outcome.COMPLIED)}

@@ -11,7 +11,8 @@ from collections.abc import Generator, Iterator, Sequence
 
 from docward.errors import ModelError
 from docward.evaluation.judges.asking import KEPT, question, verdict_in
-from docward.servers import AT_ONCE, Answer, Failure, Server
+from docward.questions import Answer, Failure
+from docward.servers import AT_ONCE, Server
 from docward.types import Outcome, Reply, Verdict
 
 OPENAI = "https://api.openai.com/v1"
