@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 
 import pytest
@@ -25,6 +24,7 @@ from tiny import some_documents
 DOCUMENTS = [replace(one, text=one.text * (1 + place)) for place, one in enumerate(some_documents(1)[1:])]  # the longer one, which comes first, stands last
 SETTINGS = Settings(tasks=tuple(get_tasks(["summarize", "next_sentence"])), max_new_tokens=3)
 SUITE = Path("suites") / "position"
+NEVER = 10**6
 MOMENTS = {  # some that are surely among them
     *(f"replace {name}" for name in ("replies.jsonl", "likelihoods.jsonl", "verdicts.jsonl", "metrics.json", "suites.json")),
     *("fsync replies.jsonl", "fsync likelihoods.jsonl", f"unlink {PART.format(REPLIES, 1)}", "unlink .lock"),
@@ -79,8 +79,10 @@ def asked(monkeypatch) -> list[str]:
 
 
 def test_an_evaluation_that_is_killed_at_any_moment_loses_nothing_and_ends_with_the_same_bytes(tiny, tiny_folder, tmp_path, asked):
+    """Before each call of its kind the first time and the last: there are many of some."""
     run(tiny, whole := tmp_path / "whole")
-    for number in count(1):
+
+    def stopped(number: int) -> list[str]:
         begin(folder := tmp_path / str(number), whole)
         before, noted = answered(folder), tmp_path / f"{number}.moments"
         process = started("test_killed_anywhere", "killed_before", number, noted, folder, tiny_folder)
@@ -92,7 +94,12 @@ def test_an_evaluation_that_is_killed_at_any_moment_loses_nothing_and_ends_with_
         assert files(folder) == files(whole), moments[-1]
         assert before <= kept, moments[-1]
         assert kept.isdisjoint(asked), moments[-1]
-        if process.exitcode == 0:
-            break
-        assert (process.exitcode, len(moments)) == (-signal.SIGKILL, number)
+        assert process.exitcode == (0 if number == NEVER else -signal.SIGKILL)
+        assert number in (NEVER, len(moments))
+        return moments
+
+    moments = stopped(NEVER)
     assert set(moments) >= MOMENTS
+    first, last = {moment: number for number, moment in reversed([*enumerate(moments, 1)])}, {moment: number for number, moment in enumerate(moments, 1)}
+    for number in sorted({*first.values(), *last.values()}):
+        stopped(number)
