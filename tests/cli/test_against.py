@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from calling import Called
 from docward import servers
 from docward.cli.evaluating import gather
-from docward.cli.main import main
 from docward.cli.showing import console, rates_table, show_advice, show_paired, show_pooled, show_utility
 from docward.evaluation.evaluating import compare
 from docward.evaluation.utility import golds_of
@@ -27,19 +26,6 @@ from tiny import some_documents
 
 SORRY = "I'm sorry, but I can't help with that."
 COMPARED = ("paired", "differences", "retention", "advice", "utility", "perplexity")
-
-
-@dataclass(frozen=True)
-class Called:
-    """What a command did."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        return " ".join(self.err.partition("Error: ")[2].split())
 
 
 def answer(asked: dict[str, Any]) -> str:
@@ -55,21 +41,11 @@ def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr("docward.cli.evaluating.write_report", lambda folder: folder / "report.html")
 
 
-@pytest.fixture
-def docward(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Called]:
-    """Call the command line in a folder with a file of documents of each label."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def documents(tmp_path: Path) -> None:
+    """A file of documents of each label, where commands are called."""
     for label in Label:
         write_rows(tmp_path / f"{label}.jsonl", [one for one in some_documents(8) if one.label == label])
-
-    def call(*arguments: object) -> Called:
-        monkeypatch.setattr(sys, "argv", ["docward", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        captured = capsys.readouterr()
-        return Called(int(end.value.code or 0), captured.out, captured.err)
-
-    return call
 
 
 @pytest.fixture
@@ -269,7 +245,7 @@ def test_a_folder_that_holds_no_evaluation_to_compare_with_is_refused_before_a_m
     spoil(Path("other"))
     called = evaluate("wary", "mine", "--against", "other", labels=("ordinary",), tasks="case")
     assert called.code == 2
-    assert said in called.error
+    assert said in called.message
     assert (len(server.requests), Path("mine").exists()) == (asked, False)
 
 
@@ -287,7 +263,7 @@ def test_replies_that_were_asked_for_with_other_settings_are_refused(evaluate, s
     asked = len(server.requests)
     called = evaluate("wary", "mine", "--against", "other", *option, labels=("ordinary",))
     assert called.code == 2
-    assert f"--against other was asked with other settings ({said}). Evaluate both with the same ones." in called.error
+    assert f"--against other was asked with other settings ({said}). Evaluate both with the same ones." in called.message
     assert (len(server.requests), Path("mine").exists()) == (asked, False)
 
 
@@ -295,10 +271,10 @@ def test_replies_to_other_prompts_are_refused(evaluate, server):
     evaluate("plain", "other", labels=("ordinary",))
     asked = len(server.requests)
     called = evaluate("wary", "mine", "--against", "other", labels=("malicious",))
-    assert (called.code, "shares no prompt with this evaluation (16 there, 16 here)" in called.error) == (2, True)
+    assert (called.code, "shares no prompt with this evaluation (16 there, 16 here)" in called.message) == (2, True)
     write_rows(Path("ordinary.jsonl"), [replace(one, text=f"{one.text} And more.") for one in some_documents(8) if one.label == "ordinary"])
     called = evaluate("wary", "mine", "--against", "other", labels=("ordinary",))
-    assert (called.code, "was asked something else under 't0-o|" in called.error, "another document." in called.error) == (2, True, True)
+    assert (called.code, "was asked something else under 't0-o|" in called.message, "another document." in called.message) == (2, True, True)
     assert (len(server.requests), Path("mine").exists()) == (asked, False)
 
 
@@ -307,4 +283,4 @@ def test_an_evaluation_is_not_set_against_itself(evaluate):
     Path("link").symlink_to("mine")
     for name in ("mine", "./mine/", "link"):
         called = evaluate("plain", "mine", "--against", name, labels=("ordinary",))
-        assert (called.code, "is the --output-dir itself" in called.error) == (2, True)
+        assert (called.code, "is the --output-dir itself" in called.message) == (2, True)

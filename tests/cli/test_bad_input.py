@@ -5,53 +5,16 @@ from __future__ import annotations
 import errno
 import json
 import os
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from docward.cli.main import main
 from docward.records import write_rows
 from tiny import some_documents
 
 ANSWERLESS = "dataset: {tasks: [case], general: 0}\n"  # all answers are in the documents: the model has none to give
 GOOD = '{"text": "A harmless note on bread. It is short. There is a third.", "label": "malicious"}\n'
-
-
-@dataclass(frozen=True)
-class Called:
-    """What a command did."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def message(self) -> str:
-        """The one error, after whatever progress there was."""
-        assert self.err.count("Error:") == 1, self.err
-        assert "Traceback" not in self.out + self.err
-        return " ".join(self.err.partition("Error: ")[2].split())
-
-
-Docward = Callable[..., Called]
-
-
-@pytest.fixture
-def docward(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Docward:
-    """Call the command line in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> Called:
-        monkeypatch.setattr(sys, "argv", ["docward", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        captured = capsys.readouterr()
-        return Called(int(end.value.code or 0), captured.out, captured.err)
-
-    return call
 
 
 @pytest.fixture

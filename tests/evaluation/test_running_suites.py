@@ -27,7 +27,7 @@ from docward.records import read_rows
 from docward.rendering import render
 from docward.servers import Server
 from docward.tasks import get_tasks
-from docward.types import Label, Outcome, Reply, Verdict
+from docward.types import Label, Outcome, Position, Reply, Verdict
 from tiny import byte_tokenizer, save_tiny_model, some_documents
 
 SETTINGS = Settings(tasks=tuple(get_tasks(["summarize", "case"])), max_new_tokens=3)
@@ -104,6 +104,20 @@ def test_what_the_evaluation_was_answered_is_not_asked_again(tiny, tmp_path, ask
         assert same == {one.key: one.reply for one in read_rows(tmp_path / "replies.jsonl", Reply)}
     stripped = [one for one in json.loads((tmp_path / "suites.json").read_text())["suites"][1]["rows"] if one["level"] == "stripped"]
     assert {(row["changed"], row["against_unchanged"]["value"]) for row in stripped} == {(0, 0.0)}
+
+
+def test_of_what_the_evaluation_was_answered_only_what_is_asked_is_kept(tiny, tmp_path):
+    evaluate(tiny, some_documents(2), SETTINGS, tmp_path)
+    first, *_ = read_rows(tmp_path / "replies.jsonl", Reply)
+    request = (first.document, first.instruction, Position.AFTER, "", 0)
+    [(mine, (text, *_))] = running._answers(tmp_path / "replies.jsonl", [request, ("another", "Do it.", Position.AFTER, "", 0)]).items()
+    assert mine[0] is request[0], "one text in memory, not one a row"
+    assert text == first.reply
+
+
+def test_without_suites_no_reply_is_read(tiny, tmp_path):
+    (tmp_path / "replies.jsonl").write_text("no JSON\n")
+    assert run(tiny, tmp_path) == []
 
 
 class StopHere(Exception):  # noqa: N818 - a stand-in for Ctrl-C
