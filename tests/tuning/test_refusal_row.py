@@ -143,7 +143,7 @@ def test_the_row_is_fitted_where_refusals_begin_and_against_each_token_of_all_ot
 def test_all_labels_are_among_the_rows_that_the_token_is_fitted_on(with_token, monkeypatch):
     """They take turns in the data: every third document would be of one label."""
     monkeypatch.setattr(refusal_row, "SOME_ROWS", 6)
-    monkeypatch.setattr(refusal_row, "reading_heads", lambda *_: (0, []))
+    monkeypatch.setattr(refusal_row, "reading_head", lambda *_: (0, None))
     loaded = load(str(with_token), dtype="float32")
     groups, _ = training_groups(loaded, training_examples(), SECTION)
     mixed = [
@@ -155,7 +155,7 @@ def test_all_labels_are_among_the_rows_that_the_token_is_fitted_on(with_token, m
     monkeypatch.setattr(refusal_row, "fit_passes", lambda some, *_: seen.extend(some) or [some])
     begin_from_a_fit(loaded, prepare(loaded, SECTION), mixed, SECTION, "rows")
     assert {group.rows[0].term for group in seen} == {"defense", "benign"}
-    assert len(seen) == len(mixed) / 2  # more than six
+    assert len(seen) == 6
 
 
 def test_nothing_is_fitted_where_logits_are_scaled(with_token):
@@ -168,7 +168,7 @@ def test_nothing_is_fitted_where_logits_are_scaled(with_token):
 @pytest.mark.parametrize("compute", ["rows", "shared"])
 def test_the_first_row_tells_training_documents_apart_and_leaves_all_else(with_token, compute, monkeypatch):
     monkeypatch.setattr(refusal_row, "RIDGE", 0.01)  # random weights know little of documents
-    monkeypatch.setattr(refusal_row, "reading_heads", lambda *_: (0, []))
+    monkeypatch.setattr(refusal_row, "reading_head", lambda *_: (0, None))
     loaded = load(str(with_token), dtype="float32")
     token = refusal_token_id(loaded, "auto")
     groups, _ = training_groups(loaded, training_examples(), SECTION)
@@ -240,26 +240,24 @@ def test_scores_become_log_odds_in_which_both_sides_weigh_the_same():
 
 
 @pytest.mark.parametrize("compute", ["rows", "shared"])
-def test_what_heads_read_is_told_at_the_beginning_of_answers_on_documents(with_token, compute):
+def test_what_the_head_reads_is_told_at_the_beginning_of_answers_on_documents(with_token, compute):
     loaded = load(str(with_token), dtype="float32")
     model = prepare(loaded, SECTION)
     rows = [([3, 4, 5, 9, 7], "defense"), ([3, 4, 6, 7, 8], "benign"), ([3, 6, 7, 8], "general")]
     made = [group_of([Row(Rendered(ids, 3, 0, range(0)), 2.0, term)], document=term, matched="") for ids, term in rows]
     decoder = model.base_model.model.get_decoder()
     draw, seen = torch.Generator().manual_seed(8), []
-    heads = [(SimpleNamespace(layer=layer), torch.randn(decoder.config.hidden_size, generator=draw)) for layer in (0, 1)]
+    place, reads = SimpleNamespace(layer=1), torch.randn(decoder.config.hidden_size, generator=draw)
     with shared_layout(model) if compute == "shared" else nullcontext():
-        _, _, _, first, _, scores = _choices(model, pass_of(made, compute=compute, pad=0), 9, heads)
+        _, _, _, first, _, scores = _choices(model, pass_of(made, compute=compute, pad=0), 9, (place, reads))
     assert first.tolist() == [True, True, False, True]
     assert scores.isfinite().tolist() == [True, True, False, False]
-    for place, _ in heads:
-        decoder.layers[place.layer].self_attn.q_proj.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    decoder.layers[place.layer].self_attn.q_proj.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     for (ids, _), found in zip(rows, scores[:2], strict=False):
         seen.clear()
         with torch.no_grad():
             model(input_ids=torch.tensor([ids[:3]]))
-        wanted = sum(float((states[0] @ reads).mean()) for states, (_, reads) in zip(seen, heads, strict=True))
-        assert float(found) == pytest.approx(wanted, abs=1e-4)
+        assert float(found) == pytest.approx(float((seen[0][0] @ reads).mean()), abs=1e-4)
 
 
 def test_few_rows_that_do_not_overlap_have_no_endless_odds():
@@ -267,13 +265,13 @@ def test_few_rows_that_do_not_overlap_have_no_endless_odds():
     assert 1 < float(odds.max()) < 5
 
 
-@pytest.mark.parametrize("read", [True, False], ids=["heads", "nothing to read"])
-def test_the_row_aims_where_heads_were_written_and_at_labels_where_none_were(with_token, monkeypatch, read):
+@pytest.mark.parametrize("read", [True, False], ids=["a head", "nothing to read"])
+def test_the_row_aims_where_a_head_was_written_and_at_labels_where_none_was(with_token, monkeypatch, read):
     loaded = load(str(with_token), dtype="float32")
     groups, _ = training_groups(loaded, training_examples(), SECTION)
     direction = torch.randn(loaded.model.config.hidden_size, generator=torch.Generator().manual_seed(9))
-    monkeypatch.setattr(refusal_row, "reading_heads", lambda *_: (0, [SimpleNamespace(layer=0)]))
-    monkeypatch.setattr(refusal_row, "give_reading_heads", lambda *_: [direction] if read else [])
+    monkeypatch.setattr(refusal_row, "reading_head", lambda *_: (0, SimpleNamespace(layer=0)))
+    monkeypatch.setattr(refusal_row, "give_reading_head", lambda *_: direction if read else None)
     given = []
     monkeypatch.setattr(refusal_row, "fitted_row", lambda states, *others: given.append(others) or states[0])
     begin_from_a_fit(loaded, prepare(loaded, SECTION), groups, SECTION, "rows")

@@ -17,7 +17,7 @@ from docward.errors import ModelError
 from docward.models import Loaded, packed
 from docward.recipe import TuningSection
 from docward.records import whole_folder
-from docward.tuning.head_weights import Place, reading_places
+from docward.tuning.head_weights import Place, reading_place
 from docward.tuning.refusal_token import refusal_token_id
 
 SCALED = ("logits_scaling", "logit_scale", "final_logit_softcapping")  # what a config has where logits are not states @ rows
@@ -45,12 +45,14 @@ def with_lora(loaded: Loaded, section: TuningSection) -> Any:
     from peft import LoraConfig, get_peft_model
 
     count = int(loaded.model.config.get_text_config().num_hidden_layers)
-    first, places = reading_heads(loaded, section)
+    first, place = reading_head(loaded, section)
     layers = list(range(first, count))
     if not layers:
         raise ModelError(f"tuning.lora_first_layer = {section.lora_first_layer}, but {loaded.name} has {count} layers. Set it lower.")
+    if place and not section.num_train_epochs:  # nothing else is to change
+        layers = [place.reading, place.layer]
     token = refusal_token_id(loaded, section.refusal_token)
-    ranks = {name: rank for place in places for name, rank in place.ranks(section.lora_r).items()}
+    ranks = place.ranks(section.lora_r) if place else {}
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=section.lora_r,
@@ -59,7 +61,7 @@ def with_lora(loaded: Loaded, section: TuningSection) -> Any:
         use_dora=section.use_dora,
         use_rslora=section.use_rslora,
         target_modules=_targets(loaded.model, section.lora_target_modules),
-        layers_to_transform=layers if first else None,
+        layers_to_transform=layers if len(layers) < count else None,
         trainable_token_indices=None if token is None else _rows_of(loaded.model, token),
         rank_pattern=ranks,
         alpha_pattern={name: section.lora_alpha * rank / section.lora_r for name, rank in ranks.items()},
@@ -78,12 +80,12 @@ def can_begin_from_a_fit(loaded: Loaded, section: TuningSection) -> bool:
     return refusal_token_id(loaded, section.refusal_token) is not None and not scaled and not processes.spread()
 
 
-def reading_heads(loaded: Loaded, section: TuningSection) -> tuple[int, list[Place]]:
-    """The first layer that is adapted (for `auto` the lowest that has heads that read, or all), and where heads get that job, from the lowest layer up."""
-    places = reading_places(loaded.model, section) if can_begin_from_a_fit(loaded, section) else []
+def reading_head(loaded: Loaded, section: TuningSection) -> tuple[int, Place | None]:
+    """The first layer that is adapted (for `auto` the one whose neurons read, or the lowest where none can), and where a head averages what they read."""
+    place = reading_place(loaded.model, section) if can_begin_from_a_fit(loaded, section) else None
     if section.lora_first_layer != "auto":
-        return section.lora_first_layer, places
-    return (places[0].layer if places else 0), places
+        return section.lora_first_layer, place
+    return (place.reading if place else 0), place
 
 
 def _rows_of(model: Any, token: int) -> dict[str, list[int]] | list[int]:

@@ -1,7 +1,8 @@
-"""Which heads of a model can be given the job of reading, and the adapter weights that give it to them.
+"""Where in a model neurons can be given the job of reading and a head that of averaging, and the adapter weights that give it to them.
 
-In: a model with a fresh adapter, which head, what it is to read, and where to write. Out: the adapter's weights, set so that the head looks at all it may see
-alike, writes what it reads there and nothing else. To look at all alike its queries are 0. Where queries and keys go through norms (Qwen 3, Gemma 3), a norm
+In: a model with a fresh adapter, which neurons and which head, what they are to read, and where to write. Out: the adapter's weights, set so that the neurons
+write what they read of each token, and the head, in the layer above, looks at all it may see alike, writes the mean of that and nothing else. To look at all
+alike its queries are 0. Where queries and keys go through norms (Qwen 3, Gemma 3), a norm
 makes the rounding of a 0 as large as a query; there it asks with a constant query (a linear function of the state that is nearly 1 wherever answers begin) in
 the pair of components that it and the keys use least, and the keys, which it may share with other heads, give up that pair.
 """
@@ -16,9 +17,11 @@ import torch
 
 from docward.recipe import TuningSection
 
-DEPTH = 0.53  # where below the last place a head reads, too, as a share of the number of layers
+DEPTH = 0.53  # where the head is, as a share of the number of layers
+NEURONS = 32  # that read; fewer in a narrow model
 STILL = 100.0  # how much a direction's own spread counts against it, beside what later layers and the logits make of it
 PARTS = ("q_proj", "k_proj", "v_proj", "o_proj")
+GATED = ("gate_proj", "up_proj", "down_proj")
 NORMS = {"input_layernorm", "post_attention_layernorm"}  # in front of attention, and in front of the MLP
 # Gemma 2 and 3 have norms behind both, too; what Llama calls the norm in front of the MLP is there the one behind attention.
 FOUR_NORMS = NORMS | {"pre_feedforward_layernorm", "post_feedforward_layernorm"}
@@ -26,43 +29,42 @@ FOUR_NORMS = NORMS | {"pre_feedforward_layernorm", "post_feedforward_layernorm"}
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Which layer has a head that reads, the size of a head, and whether queries go through a norm."""
+    """Which layer has the neurons, how many, which the head, its size, and whether queries go through a norm."""
 
+    reading: int
+    neurons: int
     layer: int
     size: int
     normed: bool = False
 
     def ranks(self, rank: int) -> dict[str, int]:
-        """LoRA ranks of the layer's projections, as PEFT takes them: those of the recipe, and what the head takes."""
+        """LoRA ranks of both layers' projections, as PEFT takes them: those of the recipe, and what neurons and head take."""
         taken = {"q_proj": self.size, "k_proj": 2 if self.normed else 0, "v_proj": 1, "o_proj": self.size}
-        return {rf"layers\.{self.layer}\.self_attn\.{part}": rank + more for part, more in taken.items()}
+        found = {rf"layers\.{self.layer}\.self_attn\.{part}": rank + more for part, more in taken.items()}
+        return found | {rf"layers\.{self.reading}\.mlp\.{part}": rank + self.neurons for part in GATED}
 
 
-def reading_places(model: Any, section: TuningSection) -> list[Place]:
-    """Where heads can be given the job, one in each such layer, from the lowest up.
+def reading_place(model: Any, section: TuningSection) -> Place | None:
+    """Where neurons can be given the job, and a head above them; None where it cannot be done.
 
-    The highest is the last layer but one, or the last before it that sees whole texts; below it comes the one of those nearest to DEPTH. Only those above the
-    topmost layer that is not of the kind known here (four projections in attention and at most norms of each head's queries and keys; no bias on queries; norms
-    before attention and before a gated MLP, and maybe behind both, each a product with a weight); none where the recipe does not adapt what heads take.
+    The head is in the layer that sees whole texts nearest to DEPTH, the last one left out, the neurons are in the layer below. From theirs up all layers must
+    be of the kind known here (four projections in attention and at most norms of each head's queries and keys; no bias on queries; norms before attention and
+    before a gated MLP without bias, and maybe behind both, each a product with a weight), and the recipe must adapt what they take.
     """
     config = model.config.get_text_config()
     everywhere = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
     kinds = getattr(config, "layer_types", None) or [everywhere] * int(config.num_hidden_layers)
     layers, norm = (getattr(model.get_decoder(), name, None) for name in ("layers", "norm"))
     if section.use_dora or section.lora_dropout or not isinstance(layers, torch.nn.ModuleList) or scale_of(norm) is None:
-        return []
-    if section.lora_target_modules != "all-linear" and not set(PARTS) <= set(section.lora_target_modules):
-        return []
+        return None
+    if section.lora_target_modules != "all-linear" and not {*PARTS, *GATED} <= set(section.lora_target_modules):
+        return None
     lowest = 0 if section.lora_first_layer == "auto" else section.lora_first_layer
-    whole = [number for number in range(lowest, len(layers) - 1) if kinds[number] == "full_attention" and _linear(layers[number])]
+    whole = [number for number in range(lowest + 1, len(layers) - 1) if kinds[number] == "full_attention"]
     if not whole:
-        return []
-    found = []
-    for number in sorted({whole[-1], min(whole, key=lambda one: abs(one - DEPTH * len(layers)))}, reverse=True):
-        if (place := _place(model, number)) is None:
-            break
-        found.append(place)
-    return found[::-1]
+        return None
+    head = min(whole, key=lambda one: abs(one - DEPTH * len(layers)))
+    return _place(model, head - 1, head)
 
 
 def _linear(layer: Any) -> bool:
@@ -71,19 +73,28 @@ def _linear(layer: Any) -> bool:
     return all(type(getattr(part, "base_layer", part)) is torch.nn.Linear for part in parts)
 
 
-def _place(model: Any, number: int) -> Place | None:
-    """A layer as a place for a head; None where it is not of a known kind."""
+def _place(model: Any, reading: int, number: int) -> Place | None:
+    """A layer with neurons and one with a head; None where they, or what is above, are not of a known kind."""
     layers = model.get_decoder().layers
-    attention = layers[number].self_attn
+    if not all(map(_known, layers[reading:])) or not _linear(layers[number]):
+        return None
+    attention, projections = layers[number].self_attn, [_mlp(layers[reading], part) for part in GATED]
     queries, keys, _, outs = (getattr(part, "base_layer", part) for part in (getattr(attention, name) for name in PARTS))
-    known = queries.bias is None and keys.bias is None and queries.out_features == outs.in_features and all(map(_known, layers[number:]))
+    known = queries.bias is None and keys.bias is None and queries.out_features == outs.in_features
+    known = known and all(type(part) is torch.nn.Linear and part.bias is None for part in projections)
     children = dict(attention.named_children())
     norms = [children.pop(name) for name in ("q_norm", "k_norm") if name in children]
     if not known or set(children) != set(PARTS) or list(attention.named_parameters(recurse=False)):
         return None
     if norms and not (_halves(attention) and all((scale := scale_of(norm)) is not None and len(scale) == int(attention.head_dim) for norm in norms)):
         return None
-    return Place(number, int(attention.head_dim), bool(norms))
+    return Place(reading, min(NEURONS, projections[0].out_features // 4), number, int(attention.head_dim), bool(norms))
+
+
+def _mlp(layer: Any, part: str) -> Any:
+    """A projection of a layer's gated MLP as the model came with it."""
+    projection = getattr(layer.mlp, part)
+    return getattr(projection, "base_layer", projection)
 
 
 def _halves(attention: Any) -> bool:
@@ -107,9 +118,11 @@ def _readers(layer: Any) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
     return ("input_layernorm", "self_attn", ("q_proj", "k_proj", "v_proj")), (before_mlp, "mlp", ("gate_proj", "up_proj"))
 
 
-def norm_behind(layer: Any) -> Any:
-    """The norm that what attention gives goes through before it is added to the stream; None where there is none."""
-    return layer.post_attention_layernorm if hasattr(layer, "pre_feedforward_layernorm") else None
+def norm_behind(layer: Any, block: str = "self_attn") -> Any:
+    """The norm that what a block, `self_attn` or `mlp`, gives goes through before it is added to the stream; None where there is none."""
+    if not hasattr(layer, "pre_feedforward_layernorm"):
+        return None
+    return layer.post_attention_layernorm if block == "self_attn" else layer.post_feedforward_layernorm
 
 
 @torch.no_grad()
@@ -123,6 +136,23 @@ def scale_of(norm: Any) -> torch.Tensor | None:
     signs[: len(ones) // 3] = -1
     found: torch.Tensor = norm(ones).float()
     return found if torch.allclose(norm(signs).float(), found * signs.float(), rtol=0.02, atol=1e-3) else None
+
+
+@torch.no_grad()
+def write_neurons(mlp: Any, chosen: torch.Tensor, gates: torch.Tensor, ups: torch.Tensor, written: torch.Tensor) -> None:
+    """Set the adapter so that some neurons read and write what they are to, in place of what they did.
+
+    Args:
+        mlp: of one layer, with a fresh adapter.
+        chosen: their numbers, (neurons,).
+        gates: what opens each, (neurons, size of a state).
+        ups: what it lets through, (neurons, size of a state).
+        written: what each writes for 1, (size of a state, neurons).
+    """
+    gate, up, down = (getattr(mlp, part).weight.detach().float().clone() for part in GATED)
+    gate[chosen], up[chosen], down[:, chosen] = gates, ups, written
+    for part, wanted in zip(GATED, (gate, up, down), strict=True):
+        _set(getattr(mlp, part), wanted)
 
 
 @torch.no_grad()
@@ -184,20 +214,26 @@ def _set(module: Any, wanted: torch.Tensor) -> None:
     b[:, : up.shape[1]] = (up / module.scaling[name]).to(b.dtype)
 
 
-def unseen_direction(model: Any, spread: torch.Tensor, layer: int) -> torch.Tensor:
+def unseen_direction(model: Any, spread: torch.Tensor, layer: int, *, behind: str, beside: torch.Tensor | None = None) -> torch.Tensor:
     """The unit direction of the residual stream that the rest of the model heeds least and along which states are alike, (size,), float32.
 
     Args:
         model: with the adapter.
-        spread: covariance of the states that enter the last norm, (size, size).
-        layer: behind whose attention it is written.
+        spread: covariance of states, (size, size).
+        layer: where it is written.
+        behind: which of its blocks: `self_attn` or `mlp`.
+        beside: a unit direction that it is to be at right angles to.
     """
-    heeded = _heed(model.base_model.model.get_output_embeddings().weight, model.base_model.model.get_decoder().norm)
-    for number, one in enumerate(model.base_model.model.get_decoder().layers[layer:]):
-        for norm, block, parts in _readers(one)[0 if number else 1 :]:  # what is in front of the writing does not see it
-            for part in (getattr(getattr(one, block), name) for name in parts):
-                heeded += _heed(getattr(part, "base_layer", part).weight, getattr(one, norm))
-    found: torch.Tensor = torch.linalg.eigh(heeded + STILL * (spread / spread.diagonal().mean()).to(heeded.device)).eigenvectors[:, 0]
+    whole = model.base_model.model
+    readers = [(one, reader) for one in whole.get_decoder().layers[layer:] for reader in _readers(one)]
+    heeded = _heed(whole.get_output_embeddings().weight, whole.get_decoder().norm)
+    for one, (norm, block, parts) in readers[1 if behind == "self_attn" else 2 :]:  # what is in front of the writing does not see it
+        for part in (getattr(getattr(one, block), name) for name in parts):
+            heeded += _heed(getattr(part, "base_layer", part).weight, getattr(one, norm))
+    costs = heeded + STILL * (spread / spread.diagonal().mean()).to(heeded.device)
+    if beside is not None:
+        costs += costs.trace() * torch.outer(beside, beside).to(costs.device)
+    found: torch.Tensor = torch.linalg.eigh(costs).eigenvectors[:, 0]
     return found
 
 

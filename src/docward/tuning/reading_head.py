@@ -1,73 +1,36 @@
-"""Heads that read: attention heads of two layers get a new job, to bring what the text says of intent to where the answer begins.
+"""Neurons that read and a head that averages get a new job: to bring what the text says of intent to where the answer begins.
 
-In: a model with a fresh adapter and the training rows. Out: adapter weights, found without a gradient step, under which a head of a middle layer and one of a
-late layer look at all they may see alike; each reads off a direction, the two of one logistic regression that tells malicious from benign documents, and writes
-it along the direction that the rest of the model heeds least, so that the sum of both stands there. The mean over a document tells intent far better than the
-last state does; that of a middle layer tells documents like those fitted on best, that of a late one those of another hand, and both side by side have the
-better of each (`bench/probing.py --together`, docs/lab-log.md). It is fitted on pieces of documents, each as malicious as its whole; on the
-quickstart's rows that told documents of another hand better than a fit on whole ones (docs/lab-log.md). The heads are those of their layers that benign answers
-miss least; heads that share values with one of them lose a direction of values for it (`head_weights.py`); nothing else changes.
-Heads that are missed little can go: arXiv 1905.10650.
+In: a model with a fresh adapter and the training rows. Out: adapter weights under which some neurons of a middle layer read each token (`neurons.py`), and a
+head in the layer above looks at all it may see alike, takes the mean of what they read, and writes it along the direction that the rest of the model heeds
+least. They are fitted with the model left as it is. The neurons are those of their layer that give least, the head the one that benign answers miss least;
+heads that share values with it lose a direction of values for it (`head_weights.py`). Heads that are missed little can go: arXiv 1905.10650.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from docward import processes
 from docward.recipe import TuningSection
-from docward.tuning.frozen import from_layer
-from docward.tuning.head_weights import Place, norm_behind, rows_of, scale_of, unseen_direction, write_head
+from docward.tuning.frozen import entering, from_layer
+from docward.tuning.head_weights import Place, norm_behind, rows_of, scale_of, unseen_direction, write_head, write_neurons
 from docward.tuning.losses import DEFENSE, GENERAL, example_nll, forward_inputs
+from docward.tuning.neurons import Progress, Read, fit_neurons, harmless, left_out
 from docward.tuning.packing import Compute, Group, fit_passes, pass_of
 
-C = 0.03  # inverse penalty of the logistic regression, on states of unit variance, where a document weighs 1
-PIECE = 32  # tokens of a piece of a document that the regression is fitted on
-LOUD = 0.06  # spread of what is written, as a share of the state's length at the last place: at 0.04 less of it is heard (docs/lab-log.md)
-BESIDE = 0.25  # where a norm stands behind attention: that spread is at most this share of the length of what attention gives, which it takes from
-FRAMES = 24  # directions of instructions and chat template that are not read
-ENOUGH = 24  # benign answers that show which heads are missed least
+TOKENS = 64  # of a text, by chance, that neurons are fitted on
+AROUND = 16  # the same of what stands around a document
+WHISPER = 0.12  # spread of what neurons write, as a share of the length of states in their layer
+LOUD = 0.06  # spread of what the head writes, as a share of the length of states before the last norm
+BESIDE = 0.25  # where a norm stands behind a block: the spread of what is written is at most this share of the length of what the block gives
+ENOUGH = 48  # benign answers that show which head is missed least
+FEW = 10  # passes that go through the whole model, or a few more
 SOME = 7  # one place in so many is kept, where all would be too many
-Progress = Callable[[str, int, int], None]
-_Some = list[torch.Tensor]
-
-
-@dataclass(slots=True)
-class Seen:
-    """What training rows show at one place.
-
-    Each row's mean state over its document (over all of its prompt, where it has none), (rows, size), over each piece of that, (pieces, size), on the CPU, and
-    over its answer; the mean length of what attention gives where answers begin; how states spread in what stands around documents; and, where queries go
-    through a norm, in documents and where answers begin.
-    """
-
-    means: torch.Tensor
-    pieces: torch.Tensor
-    answers: torch.Tensor
-    given: float
-    around: Spread
-    inside: Spread
-    begins: Spread
-
-
-@dataclass(slots=True)
-class Read:
-    """What training rows are and show.
-
-    Which are to be refused, and which are general ones; their weights; how many pieces each has; how states spread before the last norm; their mean length at
-    the last place; what places see.
-    """
-
-    refuse: torch.Tensor
-    general: torch.Tensor
-    weights: torch.Tensor
-    pieces: torch.Tensor
-    last: Spread
-    length: float
-    seen: list[Seen]
 
 
 class Spread:
@@ -100,117 +63,164 @@ class Spread:
         return self.about(self.mean()).float()
 
 
-@torch.no_grad()
-def give_reading_heads(
-    model: Any, places: Sequence[Place], groups: Sequence[Group], section: TuningSection, compute: Compute, progress: Progress = lambda *_: None
-) -> list[torch.Tensor]:
-    """Write the heads into a fresh adapter; gives the direction that each reads off what enters its layer's attention, (size,).
+@dataclass(slots=True)
+class Heard:
+    """What some rows show where the head is and behind it.
 
-    An empty list, and nothing is written, where training rows show no difference to read, or states that are no numbers.
+    How states spread that enter its layer, and that enter the last norm; the mean length of the former, and where answers begin of the latter and of what the
+    layer's attention gives; and, where queries go through a norm, how the states spread that they are made of, inside texts and where answers begin.
+    """
+
+    entering: Spread = field(default_factory=Spread)
+    last: Spread = field(default_factory=Spread)
+    length: float = 0.0
+    last_length: float = 0.0
+    given: float = 0.0
+    inside: Spread = field(default_factory=Spread)
+    begins: Spread = field(default_factory=Spread)
+
+
+@torch.no_grad()
+def give_reading_head(
+    model: Any, place: Place, groups: Sequence[Group], section: TuningSection, compute: Compute, progress: Progress = lambda *_: None
+) -> torch.Tensor | None:
+    """Write neurons and head into a fresh adapter; gives the direction that the head reads off what enters its layer's attention, (size,).
+
+    None, and nothing is written, where training rows show no difference to read, or states that are no numbers.
 
     Args:
         model: with the adapter, in the layout that `compute` wants.
-        places: which layers, from the lowest up, as the adapter's ranks allow for.
+        place: which layers, as the adapter's ranks allow for.
         groups: training rows.
         section: the recipe's.
         compute: the layout.
         progress: told how many passes are done.
     """
-    decoder = model.base_model.model.get_decoder()
+    layers = model.base_model.model.get_decoder().layers
+    below, layer = layers[place.reading], layers[place.layer]
     passes = fit_passes(groups, section.max_batch_tokens, compute)
-    read = _read(model, places, passes, compute, progress)
-    told = ~read.general & (read.weights.cpu() > 0)  # general rows are no documents: nothing is to be written for them, whatever they are
-    if len(set(read.refuse[told].tolist())) < 2:
-        return []
-    if not all(bool(torch.isfinite(one).all()) for one in (read.last.squares, *(states for seen in read.seen for states in (seen.means, seen.answers)))):
-        return []
-    owner = torch.repeat_interleave(torch.arange(len(told)), read.pieces)
-    features = [(one.pieces[told[owner]], left_out(harmless(one, read.refuse, read.general), one.around)) for one in read.seen]
-    found = reading_directions(features, read.refuse[told], read.weights[told], read.pieces[told])
-    parts = [one.means @ reads for one, reads in zip(read.seen, found, strict=True)]
-    score = torch.stack(parts).sum(0)
-    spread = float(score[told].std())
-    if not spread > 0:
-        return []
-    direction = unseen_direction(model, read.last.covariance(), places[0].layer)
-    ways, most = zip(*(_way(decoder.layers[place.layer], direction, seen.given) for place, seen in zip(places, read.seen, strict=True)), strict=True)
-    loud = min(LOUD * read.length / spread, *(limit / max(float(part[told].std()), 1e-9) for limit, part in zip(most, parts, strict=True)))
-    chosen = [int(missed(model, place, passes, compute, progress).argmin()) for place in places]
-    for place, seen, number, reads, way in zip(places, read.seen, chosen, found, ways, strict=True):
-        attention, asks = decoder.layers[place.layer].self_attn, None
-        if place.normed:  # as long as the head's queries were, so that rounding is small beside it
-            were = attention.q_proj.weight.float()[rows_of(number, place.size)]
-            asks = steady_direction([seen.begins, seen.inside]).to(were.device) * (were @ seen.begins.mean().float().to(were.device)).norm()
-        write_head(attention, place.size, number, reads, loud * way, asks)
-    return found
+    read = _read(model, place, passes, compute, progress)
+    heard = _heard(model, place, passes[:: max(1, len(passes) // FEW)], compute, progress)
+    if len(set(read.refuse[read.told].tolist())) < 2 or not all(bool(torch.isfinite(one).all()) for one in (read.means, read.answer_means, heard.last.squares)):
+        return None
+    nothing = left_out(harmless(read.means, read.answer_means, read.refuse, read.general))
+    neurons = processes.on_main(lambda: fit_neurons(read, nothing, place.neurons, below.mlp.act_fn, progress))
+    each = [neurons.read(states.to(nothing.device).float(), below.mlp.act_fn) for states in read.texts]
+    score = torch.stack([one.mean() for one in each])[read.told.to(nothing.device)]
+    if not float(score.std()) > 0:
+        return None
+    # Along the carrier states are to be next to nothing, not just alike: what they are there the head would write beside every text.
+    carrier = unseen_direction(model, heard.entering.about(torch.zeros_like(heard.entering.total)).float(), place.reading, behind="mlp")
+    direction = unseen_direction(model, heard.last.covariance(), place.layer, behind="self_attn", beside=carrier)
+    to_carry, most = _way(norm_behind(below, "mlp"), carrier, read.given)
+    whisper = min(WHISPER * read.length, most) / float(torch.cat(each).std())
+    to_write, most = _way(norm_behind(layer), direction, heard.given)
+    loud = min(LOUD * heard.last_length, most) / float(score.std())
+    reads: torch.Tensor = before_norm(carrier, scale_of(layer.input_layernorm)) * heard.length / len(carrier) ** 0.5 / whisper
+    number = int(missed(model, place, passes, compute, progress).argmin())
+    asks = None
+    if place.normed:  # as long as the head's queries were, so that rounding is small beside it
+        were = layer.self_attn.q_proj.weight.float()[rows_of(number, place.size)]
+        asks = steady_direction([heard.begins, heard.inside]).to(were.device) * (were @ heard.begins.mean().float().to(were.device)).norm()
+    gates, ups, counts = (one.to(carrier.device) for one in (neurons.gates, neurons.ups, neurons.counts))
+    write_neurons(below.mlp, read.neurons.argsort()[: place.neurons], gates, ups, whisper * torch.outer(to_carry, counts))
+    write_head(layer.self_attn, place.size, number, reads, loud * to_write, asks)
+    return reads
 
 
-def _read(model: Any, places: Sequence[Place], passes: Sequence[Sequence[Group]], compute: Compute, progress: Progress) -> Read:
-    decoder = model.base_model.model.get_decoder()
-    found: dict[str, Any] = {}
+@contextmanager
+def _kept(**places: tuple[torch.nn.Module, str]) -> Iterator[dict[str, torch.Tensor]]:
+    """What modules take (`takes`) or give (`gives`) in the pass before, flat, by name."""
+    found: dict[str, torch.Tensor] = {}
+
+    def keep(name: str, states: Any) -> None:
+        found[name] = states.flatten(0, -2)
+
     hooks = [
-        decoder.norm.register_forward_pre_hook(lambda _, given: found.update(last=given[0])),
-        decoder.layers[places[-1].layer].register_forward_pre_hook(lambda _, given: found.update(entering=given[0])),
+        module.register_forward_pre_hook(lambda _, given, name=name: keep(name, given[0]))
+        if what == "takes"
+        else module.register_forward_hook(lambda _, given, gave, name=name: keep(name, gave))
+        for name, (module, what) in places.items()
     ]
-    for place in places:
-        attention, number = decoder.layers[place.layer].self_attn, place.layer
-        hooks.append(attention.q_proj.register_forward_pre_hook(lambda _, given, number=number: found.update({f"states {number}": given[0]})))
-        hooks.append(attention.o_proj.register_forward_hook(lambda _, given, gave, number=number: found.update({f"gave {number}": gave})))
-    refuse, general, weights, lengths, last = [], [], [], [], Spread()
-    counts: list[int] = []
-    parts: list[tuple[_Some, _Some, _Some, _Some, Spread, Spread, Spread]] = [([], [], [], [], Spread(), Spread(), Spread()) for _ in places]
     try:
-        for done, one in enumerate(passes):
-            progress("what tells intent: passes", done, len(passes))
-            batch = batch_of(model, one, compute)
-            decoder(**forward_inputs(batch), use_cache=False)
-            prompts, documents = batch["prompts"], batch["documents"]
-            ends = torch.tensor([int(prompt[-1]) for prompt in prompts], device=model.device)
-            texts = [document if len(document) else prompt for prompt, document in zip(prompts, documents, strict=True)]
-            framed = [prompt[~torch.isin(prompt, document)] for prompt, document in zip(prompts, documents, strict=True) if len(document)]
-            frames = torch.cat([ends.new_empty(0, device="cpu"), *framed])  # places of a pass are on the CPU
-            cut = [text.chunk(max(1, round(len(text) / PIECE))) for text in texts]
-            counts += map(len, cut)
-            for place, (means, pieces, answers, given, around, inside, begins) in zip(places, parts, strict=True):
-                states = found[f"states {place.layer}"].flatten(0, -2)
-                means += [states[text].float().mean(0) for text in texts]
-                pieces.append(torch.stack([states[piece].float().mean(0) for some in cut for piece in some]).cpu())
-                answers += [states[answer].float().mean(0) for answer in batch["answers"]]
-                given.append(found[f"gave {place.layer}"].flatten(0, -2)[ends].float().norm(dim=-1))
-                around.add(states[frames])
-                if place.normed:
-                    inside.add(states[torch.cat([text[::SOME] for text in texts])])
-                    begins.add(states[ends])
-            lengths.append(found["entering"].flatten(0, -2)[ends].float().norm(dim=-1))
-            usual = torch.cat([prompt[1:] for prompt in prompts])[::SOME]  # in many models a text's first state is a thing of its own, and huge
-            last.add(found["last"].flatten(0, -2)[usual])
-            refuse += [term == DEFENSE for term in batch["terms"]]
-            general += [term == GENERAL for term in batch["terms"]]
-            weights.append(batch["factors"])
+        yield found
     finally:
         for hook in hooks:
             hook.remove()
-    seen = [
-        Seen(torch.stack(means), torch.cat(pieces), torch.stack(answers), float(torch.cat(given).mean()), *spreads)
-        for means, pieces, answers, given, *spreads in parts
-    ]
-    return Read(torch.tensor(refuse), torch.tensor(general), torch.cat(weights), torch.tensor(counts), last, float(torch.cat(lengths).mean()), seen)
 
 
-def harmless(seen: Seen, refuse: torch.Tensor, general: torch.Tensor) -> torch.Tensor:
-    """For what nothing is to be written: the mean benign document, the mean answer to one, and the means of general prompts and their answers, (some, size)."""
-    benign = ~refuse & ~general
-    given = [(seen.means, benign), (seen.answers, benign), (seen.means, general), (seen.answers, general)]
-    return torch.stack([states[rows].mean(0) for states, rows in given if rows.any()])
+def _read(model: Any, place: Place, passes: Sequence[Sequence[Group]], compute: Compute, progress: Progress) -> Read:
+    decoder = model.base_model.model.get_decoder()
+    mlp, read, draw = decoder.layers[place.reading].mlp, Read(), torch.Generator().manual_seed(0)
+    means, answers, weights, terms = list[torch.Tensor](), list[torch.Tensor](), list[torch.Tensor](), list[str]()
+    given, lengths, squares, seen = list[torch.Tensor](), list[torch.Tensor](), torch.zeros(mlp.down_proj.in_features), 0
+    with _kept(states=(mlp.gate_proj, "takes"), opened=(mlp.down_proj, "takes"), gave=(mlp, "gives")) as found:
+        for done, one in enumerate(passes):
+            progress("what tells intent: passes", done, len(passes))
+            batch = batch_of(model, one, compute)
+            behind = entering(decoder, decoder.layers[place.reading + 1], **forward_inputs(batch)).flatten(0, -2)
+            states, prompts, documents = found["states"], batch["prompts"], batch["documents"]
+            texts = [document if len(document) else prompt for prompt, document in zip(prompts, documents, strict=True)]
+            means += [states[text].float().mean(0) for text in texts]
+            answers += [states[answer].float().mean(0) for answer in batch["answers"]]
+            for text, answer, term in zip(texts, batch["answers"], batch["terms"], strict=True):
+                some, said = (part[torch.randperm(len(part), generator=draw)[:TOKENS]] for part in (text, answer[: 0 if term == DEFENSE else None]))
+                read.texts.append(states[some].cpu())
+                read.answers.append(states[said].cpu())
+            framed = [prompt[~torch.isin(prompt, document)] for prompt, document in zip(prompts, documents, strict=True) if len(document)]
+            read.frames += [states[around[torch.randperm(len(around), generator=draw)[:AROUND]]].cpu() for around in framed]
+            usual = _usual(prompts)
+            squares, seen = squares + found["opened"][usual].float().square().sum(0).cpu(), seen + len(usual)
+            given.append(found["gave"][usual].float().norm(dim=-1))
+            lengths.append(behind[usual].float().norm(dim=-1))
+            terms += batch["terms"]
+            weights.append(batch["factors"].cpu())
+    read.refuse, read.general = (torch.tensor([term == which for term in terms]) for which in (DEFENSE, GENERAL))
+    read.means, read.answer_means, read.weights = torch.stack(means), torch.stack(answers), torch.cat(weights)
+    read.neurons = squares / seen * mlp.down_proj.weight.detach().float().square().sum(0).cpu()
+    read.given, read.length = (float(torch.cat(some).mean()) for some in (given, lengths))
+    return read
+
+
+def _usual(prompts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Some places of prompts, without their first: in many models a text's first state is a thing of its own, and huge."""
+    return torch.cat([prompt[1:] for prompt in prompts])[::SOME]
+
+
+def _heard(model: Any, place: Place, passes: Sequence[Sequence[Group]], compute: Compute, progress: Progress) -> Heard:
+    decoder = model.base_model.model.get_decoder()
+    layer, heard = decoder.layers[place.layer], Heard()
+    lengths = [list[torch.Tensor]() for _ in range(3)]
+    with _kept(entering=(layer, "takes"), asked=(layer.self_attn.q_proj, "takes"), gave=(layer.self_attn.o_proj, "gives")) as found:
+        for done, one in enumerate(passes):
+            progress("where the head is to be: passes", done, len(passes))
+            batch = batch_of(model, one, compute)
+            last = entering(decoder, decoder.norm, **forward_inputs(batch)).flatten(0, -2)
+            usual, ends = _usual(batch["prompts"]), torch.tensor([int(prompt[-1]) for prompt in batch["prompts"]])
+            heard.entering.add(found["entering"][usual])
+            heard.last.add(last[usual])
+            for some, states in zip(lengths, (found["entering"][usual], last[ends], found["gave"][ends]), strict=True):
+                some.append(states.float().norm(dim=-1))
+            if place.normed:
+                heard.inside.add(found["asked"][usual])
+                heard.begins.add(found["asked"][ends])
+    heard.length, heard.last_length, heard.given = (float(torch.cat(some).mean()) for some in lengths)
+    return heard
 
 
 def missed(model: Any, place: Place, passes: Sequence[Sequence[Group]], compute: Compute, progress: Progress) -> torch.Tensor:
-    """The mean nll of benign answers, in nats a token, with one head of a place after the other silent, (heads,); of about ENOUGH, or all."""
+    """The mean nll of benign answers, in nats a token, with one head of a place after the other silent, (heads,); of about ENOUGH, or all.
+
+    Those of short texts: of them a pass has most.
+    """
     decoder = model.base_model.model.get_decoder()
     attention, size = decoder.layers[place.layer].self_attn, place.size
-    benign = [sum(row.term != DEFENSE for group in one for row in group.rows) for one in passes]
-    some = [one for one, count in zip(passes, benign, strict=True) if count]
-    some = some[:: max(1, min(len(some) // 2, sum(benign) // ENOUGH))]
+    some, enough = list[Sequence[Group]](), 0
+    for count, which in sorted(((sum(row.term != DEFENSE for group in one for row in group.rows), which) for which, one in enumerate(passes)), reverse=True):
+        if not count or enough >= ENOUGH:
+            break
+        some.append(passes[which])
+        enough += count
     found, seen = torch.zeros(attention.o_proj.in_features // size), 0
     for done, one in enumerate(some):
         progress("which heads are missed least: passes", done, len(some))
@@ -238,10 +248,10 @@ def batch_of(model: Any, groups: Sequence[Group], compute: Compute) -> dict[str,
     return {name: value.to(model.device) if isinstance(value, torch.Tensor) else value for name, value in pass_of(groups, compute=compute, pad=0).items()}
 
 
-def _way(layer: Any, direction: torch.Tensor, given: float) -> tuple[torch.Tensor, float]:
-    if (behind := norm_behind(layer)) is None:
+def _way(norm: Any, direction: torch.Tensor, given: float) -> tuple[torch.Tensor, float]:
+    if norm is None:
         return direction, float("inf")
-    scale = scale_of(behind)
+    scale = scale_of(norm)
     assert scale is not None, "a place has known norms only"
     return through_norm(direction, scale, given)
 
@@ -249,74 +259,21 @@ def _way(layer: Any, direction: torch.Tensor, given: float) -> tuple[torch.Tenso
 def through_norm(direction: torch.Tensor, scale: torch.Tensor, given: float) -> tuple[torch.Tensor, float]:
     """What to write in front of a norm so that behind it a direction is added, nearly, and how loud that may be behind it.
 
-    Nearly: the norm divides by the length of all that attention gives, which what is written adds to; so in front it is to be BESIDE of that at most.
+    Nearly: the norm divides by the length of all that its block gives, which what is written adds to; so in front it is to be BESIDE of that at most.
 
     Args:
         direction: unit, (size,).
         scale: what the norm multiplies with, (size,).
-        given: the mean length of what attention gives.
+        given: the mean length of what the block gives.
     """
-    before = direction / torch.where(scale.abs() < 0.05 * scale.abs().mean(), torch.inf, scale).to(direction.device) * given / len(scale) ** 0.5
+    before = before_norm(direction, scale) * given / len(scale) ** 0.5
     return before, BESIDE * given / float(before.norm())
 
 
-def left_out(means: torch.Tensor, around: Spread) -> torch.Tensor:
-    """Directions that nothing is to be read from, orthonormal columns (size, some).
-
-    Those of means of what is harmless: whatever they gave would be written beside every such text and disturb the model for nothing. And in what the states of
-    instructions and chat template differ from the first of them (the FRAMES strongest directions): heads see them too, some of them are huge, and else a long
-    document would be read otherwise than a short one.
-
-    Args:
-        means: of states of what is harmless, (some, size), that of documents first.
-        around: the states of what stands around documents.
-    """
-    size = means.shape[1]
-    always = _orthonormal(means)
-    if not around.count:
-        return always
-    clear = torch.eye(size, device=always.device) - always @ always.T
-    differ = clear @ around.about(means[0].cpu().double()).float().to(always.device) @ clear
-    strengths, directions = torch.linalg.eigh(differ)  # the strongest last
-    strong = strengths > (1e-6 * means.norm(dim=1).max()) ** 2
-    strong[: size - min(FRAMES, size // 16)] = False
-    return torch.cat([always, directions[:, strong]], 1)
-
-
-def _orthonormal(rows: torch.Tensor) -> torch.Tensor:
-    """Columns that span what rows do, (size, some)."""
-    _, strengths, directions = torch.linalg.svd(rows, full_matrices=False)
-    found: torch.Tensor = directions[strengths > 1e-5 * strengths.max()].T
-    return found
-
-
-def reading_directions(
-    features: Sequence[tuple[torch.Tensor, torch.Tensor]], refuse: torch.Tensor, weights: torch.Tensor, pieces: torch.Tensor
-) -> list[torch.Tensor]:
-    """The directions that together tell pieces of the rows to refuse from those of all others best, by one logistic regression; both sides weigh the same.
-
-    Args:
-        features: for each head, what it sees of the pieces, row by row, (pieces, size), and directions that it may not read, see `left_out`.
-        refuse: boolean (rows,).
-        weights: (rows,), relative within a side; a row's pieces share its weight.
-        pieces: how many each row has, (rows,).
-
-    Returns:
-        For each head, (size,), float32, on what it sees as it is.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    seen = [(one.to(nothing.device), nothing) for one, nothing in features]
-    inside = torch.cat([one - (one @ nothing) @ nothing.T for one, nothing in seen], 1)
-    truth, spread = refuse.cpu().numpy(), torch.cat([one.std(0) for one, _ in seen]).clamp(min=1e-6)
-    shares = weights.double().cpu().numpy().copy()
-    for side in (truth, ~truth):
-        shares[side] *= len(truth) / 2 / max(float(shares[side].sum()), 1e-9)
-    counts = pieces.numpy()
-    each = (shares / counts).repeat(counts)
-    fitted = LogisticRegression(C=C, max_iter=1000).fit(((inside - inside.mean(0)) / spread).cpu().numpy(), truth.repeat(counts), sample_weight=each)
-    found = (torch.tensor(fitted.coef_[0], dtype=torch.float32, device=spread.device) / spread).view(len(features), -1)
-    return [reads - nothing @ (nothing.T @ reads) for reads, (_, nothing) in zip(found, seen, strict=True)]
+def before_norm(direction: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    """A direction divided by what a norm multiplies with; where that is next to nothing, nothing."""
+    assert scale is not None, "a place has known norms only"
+    return direction / torch.where(scale.abs() < 0.05 * scale.abs().mean(), torch.inf, scale).to(direction.device)
 
 
 def steady_direction(states: Sequence[Spread]) -> torch.Tensor:

@@ -1,9 +1,9 @@
 """What a fit gives, before the first step or in place of all steps: the refusal token's row, and the heads that read for it.
 
 In: a model with a fresh adapter and the training rows. Out: a model whose refusal token has a margin over all others that tells malicious from benign training
-documents; steps, where the recipe has any, go on from there. Where the model's attention allows for it, heads bring what the whole text says
+documents; steps, where the recipe has any, go on from there. Where the model's layers allow for it, a head brings what the whole text says
 (`reading_head.py`). The row is a regression on the states where the token is to be chosen or not: where answers begin, and at all later places of benign
-answers, which must not have it. Where answers begin it aims at what the heads read there, which says more of a row than its label does; without heads, and at
+answers, which must not have it. Where answers begin it aims at what the head reads there, which says more of a row than its label does; without a head, and at
 later places, it is a logistic one.
 A token as refusal score: Refusal Tokens, arXiv 2412.06748.
 """
@@ -20,21 +20,25 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from docward import processes
 from docward.models import Loaded
 from docward.recipe import TuningSection
-from docward.tuning.adapters import can_begin_from_a_fit, reading_heads, token_rows
+from docward.tuning.adapters import can_begin_from_a_fit, reading_head, token_rows
 from docward.tuning.head_weights import Place
 from docward.tuning.losses import DEFENSE, GENERAL, forward_inputs
 from docward.tuning.packing import Compute, Group, fit_passes
-from docward.tuning.reading_head import batch_of, give_reading_heads
+from docward.tuning.reading_head import batch_of, give_reading_head
 from docward.tuning.refusal_token import refusal_token_id
 
-SOME_ROWS = 2400  # the row is fitted on so many, or on half of them where that is more: wordings differ, so it wants many (docs/lab-log.md)
+SOME_ROWS = 2400  # the row is fitted on about so many: wordings differ, so it wants many (docs/lab-log.md)
+AIMED_ROWS = 800  # where a head is aimed at: what that writes stands so clear that more change nothing
+    2400,
+    800,
+)  # the row is fitted on about so many, the latter where a head is aimed at: what that writes stands so clear that more change nothing
 RIDGE = 1000.0  # of the penalty, on states of unit variance (1 / C in scikit-learn)
-AIMED_RIDGE = 30.0  # the same where heads are aimed at: a number says more than a label, so less has to hold the row back
+AIMED_RIDGE = 30.0  # the same where a head is aimed at: a number says more than a label, so less has to hold the row back
 LATER = 4.0  # weight of all later places of a benign answer, beside its first: the token must not come up at any of them
 HEAT = 4.0  # log-odds are margins divided by it: the louder the row, the less the other tokens' own ups and downs decide, which tell nothing of intent
 
 
-_Heads = Sequence[tuple[Place, torch.Tensor]]  # where, and what it reads off
+_Head = tuple[Place, torch.Tensor]  # where, and what it reads off
 
 
 def begin_from_a_fit(
@@ -45,14 +49,14 @@ def begin_from_a_fit(
     compute: Compute,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> bool:
-    """Give the model heads that read, where it can have them, and the refusal token's row; False where nothing can be fitted.
+    """Give the model a head that reads, where it can have one, and the refusal token's row; False where nothing can be fitted.
 
     That is where the model has no token to spare, or its logits are not what its output layer gives but scaled or capped.
 
     Args:
         loaded: the model's tokenizer.
         model: with a fresh adapter, in the layout that `compute` wants.
-        groups: training rows; for the row, of more than SOME_ROWS a part is read.
+        groups: training rows; for the row, of more than SOME_ROWS or AIMED_ROWS a part is read.
         section: the recipe's.
         compute: the layout.
         progress: told how many passes are done.
@@ -61,44 +65,45 @@ def begin_from_a_fit(
     rows = token_rows(model)
     if token is None or not rows or not can_begin_from_a_fit(loaded, section):
         return False
-    _, places = reading_heads(loaded, section)
-    heads: list[tuple[Place, torch.Tensor]] = []
-    if not places:
+    _, place = reading_head(loaded, section)
+    reads = give_reading_head(model, place, groups, section, compute, progress) if place else None
+    if not place:
         progress(
-            "no heads can be fitted to read (that takes attention of a known kind, and LoRA on q_proj, k_proj, v_proj and o_proj without DoRA and dropout): "
+            "no head can be fitted to read (that takes attention and MLPs of a known kind, and LoRA on all of their projections without DoRA and dropout): "
             "the row alone is",
             0,
             0,
         )
-    else:
-        heads = list(zip(places, give_reading_heads(model, places, groups, section, compute, progress), strict=False))  # none where there was nothing to read
-    found = processes.on_main(lambda: _fitted(model, groups, section, compute, token, rows[-1], heads, progress))
+    head = None if place is None or reads is None else (place, reads)
+    found = processes.on_main(lambda: _fitted(model, groups, section, compute, token, rows[-1], head, progress))
     with torch.no_grad():
         rows[-1].copy_(torch.tensor(found, dtype=rows[-1].dtype, device=rows[-1].device).expand_as(rows[-1]))
     return True
 
 
-def _fitted(model: Any, groups: Sequence[Group], section: TuningSection, compute: Compute, token: int, row: torch.Tensor, heads: _Heads, progress: Any) -> Any:
+def _fitted(
+    model: Any, groups: Sequence[Group], section: TuningSection, compute: Compute, token: int, row: torch.Tensor, head: _Head | None, progress: Any
+) -> Any:
     rows = sum(len(group.rows) for group in groups)
-    share = min(1.0, max(SOME_ROWS, rows / 2) / rows)
+    share = min(1.0, (AIMED_ROWS if head else SOME_ROWS) / rows)
     some = Random(0).sample(list(groups), max(1, round(share * len(groups))))  # by chance: labels take turns in the data
     passes = fit_passes(some, section.max_batch_tokens, compute)
     parts: list[tuple[torch.Tensor, ...]] = []
     for done, one in enumerate(passes):
         progress("the refusal token's first row: passes", done, len(passes))
-        parts.append(_choices(model, batch_of(model, one, compute), token, heads))
+        parts.append(_choices(model, batch_of(model, one, compute), token, head))
     states, others, refuse, first, weights, scores = (torch.cat(column) for column in zip(*parts, strict=True))
     start = row.detach().reshape(-1, row.shape[-1])[0].float()
-    aims = log_odds(scores, refuse, weights) if heads else None
+    aims = log_odds(scores, refuse, weights) if head else None
     return fitted_row(states, others, refuse, start, torch.where(first, 1, LATER) * weights, first, aims).tolist()
 
 
 @torch.no_grad()
-def _choices(model: Any, batch: dict[str, Any], token: int, heads: _Heads = ()) -> tuple[torch.Tensor, ...]:
+def _choices(model: Any, batch: dict[str, Any], token: int, head: _Head | None = None) -> tuple[torch.Tensor, ...]:
     """Where the token must be chosen (answers to refuse, at their start), and where it must not be (all others, at each of their tokens).
 
     What enters the output layer there, (places, size); the highest logit of other tokens; whether to refuse; whether an answer begins here; weights, as much
-    for all later places of an answer as for its first; and what the heads read of the prompt where an answer on a document begins, elsewhere not a number.
+    for all later places of an answer as for its first; and what the head reads of the prompt where an answer on a document begins, elsewhere not a number.
     """
     entered: list[torch.Tensor] = []
     scores = torch.zeros(len(batch["terms"]), device=model.device)
@@ -108,9 +113,10 @@ def _choices(model: Any, batch: dict[str, Any], token: int, heads: _Heads = ()) 
         scores.add_(torch.stack([along[prompt].mean() for prompt in batch["prompts"]]))
 
     hooks = [model.get_output_embeddings().register_forward_pre_hook(lambda _, given: entered.append(given[0]))]
-    for place, reads in heads:
+    if head:
+        place, reads = head
         attention = model.base_model.model.get_decoder().layers[place.layer].self_attn
-        hooks.append(attention.q_proj.register_forward_pre_hook(lambda _, given, reads=reads: score(given[0], reads)))
+        hooks.append(attention.q_proj.register_forward_pre_hook(lambda _, given: score(given[0], reads)))
     try:
         logits = model(**forward_inputs(batch), logits_to_keep=batch["keep"], use_cache=False).logits
     finally:

@@ -125,7 +125,7 @@ def tune(
     from transformers import set_seed
 
     from docward.tuning import sharing
-    from docward.tuning.adapters import prepare, reading_heads, save_tuned
+    from docward.tuning.adapters import prepare, reading_head, save_tuned
     from docward.tuning.checkpoints import clear
     from docward.tuning.frozen import frozen_below
     from docward.tuning.fused import fused
@@ -149,7 +149,7 @@ def tune(
         if compute == "shared":
             stack.enter_context(sharing.shared_layout(model))
         stack.enter_context(fused(model))
-        first = 0 if processes.spread() else reading_heads(loaded, section)[0]  # no process has all the weights on its accelerator
+        first = 0 if processes.spread() else reading_head(loaded, section)[0]  # no process has all the weights on its accelerator
         frozen = stack.enter_context(frozen_below(loaded, data, first, compute, progress))
         wanted = section.refusal_token is not None and not processes.spread() and not (claimed and claimed.start)  # a checkpoint holds what was fitted
         fitted = wanted and begin_from_a_fit(loaded, model, data, section, compute, progress)
