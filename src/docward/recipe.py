@@ -214,7 +214,7 @@ class TuningSection(Section):
     lora_target_modules: list[str] | Literal["all-linear"] = Field("all-linear", description="module names, or all-linear")
     lora_first_layer: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         0,
-        description="adapt layers from this one up, those below stay as they were; auto: from the lowest head that reads, or all where there can be none",
+        description="adapt layers from this one up, those below stay as they were; auto: from that of the neurons that read, or all where there can be none",
     )
     use_dora: bool = False
     use_rslora: bool = False

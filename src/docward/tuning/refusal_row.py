@@ -1,7 +1,7 @@
-"""What a fit gives, before the first step or in place of all steps: the refusal token's row, and the heads that read for it.
+"""What a fit gives, before the first step or in place of all steps: the refusal token's row, and what reads for it.
 
 In: a model with a fresh adapter and the training rows. Out: a model whose refusal token has a margin over all others that tells malicious from benign training
-documents; steps, where the recipe has any, go on from there. Where the model's layers allow for it, a head brings what the whole text says
+documents; steps, where the recipe has any, go on from there. Where the model's layers allow for it, neurons and a head bring what the whole text says
 (`reading_head.py`). The row is a regression on the states where the token is to be chosen or not: where answers begin, and at all later places of benign
 answers, which must not have it. Where answers begin it aims at what the head reads there, which says more of a row than its label does; without a head, and at
 later places, it is a logistic one.
@@ -29,9 +29,6 @@ from docward.tuning.refusal_token import refusal_token_id
 
 SOME_ROWS = 2400  # the row is fitted on about so many: wordings differ, so it wants many (docs/lab-log.md)
 AIMED_ROWS = 800  # where a head is aimed at: what that writes stands so clear that more change nothing
-    2400,
-    800,
-)  # the row is fitted on about so many, the latter where a head is aimed at: what that writes stands so clear that more change nothing
 RIDGE = 1000.0  # of the penalty, on states of unit variance (1 / C in scikit-learn)
 AIMED_RIDGE = 30.0  # the same where a head is aimed at: a number says more than a label, so less has to hold the row back
 LATER = 4.0  # weight of all later places of a benign answer, beside its first: the token must not come up at any of them
