@@ -70,12 +70,13 @@ def test_the_head_that_is_missed_least_gets_the_job(tokened, compute, monkeypatc
             attention.o_proj.base_layer.weight[:, head * 8 : head * 8 + 8] = 0
             wanted.append(float(example_nll(model, batch)[0][benign].mean()))
             attention.o_proj.base_layer.weight[:, head * 8 : head * 8 + 8] = kept
+    small = SECTION.model_copy(update={"max_batch_tokens": 600})
     with shared_layout(model) if compute == "shared" else nullcontext():
         with torch.no_grad():
-            found = missed(model, place, fit_passes(groups, 600, compute), compute, lambda *_: None)
+            found = missed(model, place, groups, small, compute, lambda *_: None)
         with monkeypatch.context() as context:
             context.setattr(reading_head, "ENOUGH", 5)
-            few = missed(model, place, fit_passes(groups, 600, compute), compute, lambda *_: None)
+            few = missed(model, place, groups, small, compute, lambda *_: None)
         give_reading_head(model, place, groups, SECTION, compute)
     assert found.tolist() == pytest.approx(wanted, abs=1e-5)
     assert few.tolist() != found.tolist()

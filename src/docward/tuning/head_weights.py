@@ -150,7 +150,7 @@ def write_neurons(mlp: Any, chosen: torch.Tensor, gates: torch.Tensor, ups: torc
         written: what each writes for 1, (size of a state, neurons).
     """
     gate, up, down = (getattr(mlp, part).weight.detach().float().clone() for part in GATED)
-    gate[chosen], up[chosen], down[:, chosen] = gates, ups, written
+    gate[chosen], up[chosen], down[:, chosen] = gates.to(gate.device), ups.to(up.device), written.to(down.device)
     for part, wanted in zip(GATED, (gate, up, down), strict=True):
         _set(getattr(mlp, part), wanted)
 

@@ -59,6 +59,10 @@ class Neurons:
     ups: torch.Tensor
     counts: torch.Tensor
 
+    def on(self, device: torch.device) -> Neurons:
+        """The same on a device."""
+        return Neurons(self.gates.to(device), self.ups.to(device), self.counts.to(device))
+
     def read(self, states: torch.Tensor, opened: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """What they read of each state, (..., size) to (...,)."""
         found: torch.Tensor = (opened(states @ self.gates.T) * (states @ self.ups.T)) @ self.counts

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ AROUND = 16  # the same of what stands around a document
 WHISPER = 0.12  # spread of what neurons write, as a share of the length of states in their layer
 LOUD = 0.06  # spread of what the head writes, as a share of the length of states before the last norm
 BESIDE = 0.25  # where a norm stands behind a block: the spread of what is written is at most this share of the length of what the block gives
-ENOUGH = 48  # benign answers that show which head is missed least
+ENOUGH = 48  # documents and prompts with benign answers that show which head is missed least
 FEW = 10  # passes that go through the whole model, or a few more
 SOME = 7  # one place in so many is kept, where all would be too many
 
@@ -104,7 +105,7 @@ def give_reading_head(
     if len(set(read.refuse[read.told].tolist())) < 2 or not all(bool(torch.isfinite(one).all()) for one in (read.means, read.answer_means, heard.last.squares)):
         return None
     nothing = left_out(harmless(read.means, read.answer_means, read.refuse, read.general))
-    neurons = processes.on_main(lambda: fit_neurons(read, nothing, place.neurons, below.mlp.act_fn, progress))
+    neurons = processes.on_main(lambda: fit_neurons(read, nothing, place.neurons, below.mlp.act_fn, progress)).on(nothing.device)
     each = [neurons.read(states.to(nothing.device).float(), below.mlp.act_fn) for states in read.texts]
     score = torch.stack([one.mean() for one in each])[read.told.to(nothing.device)]
     if not float(score.std()) > 0:
@@ -117,13 +118,13 @@ def give_reading_head(
     to_write, most = _way(norm_behind(layer), direction, heard.given)
     loud = min(LOUD * heard.last_length, most) / float(score.std())
     reads: torch.Tensor = before_norm(carrier, scale_of(layer.input_layernorm)) * heard.length / len(carrier) ** 0.5 / whisper
-    number = int(missed(model, place, passes, compute, progress).argmin())
+    number = int(missed(model, place, groups, section, compute, progress).argmin())
     asks = None
     if place.normed:  # as long as the head's queries were, so that rounding is small beside it
         were = layer.self_attn.q_proj.weight.float()[rows_of(number, place.size)]
         asks = steady_direction([heard.begins, heard.inside]).to(were.device) * (were @ heard.begins.mean().float().to(were.device)).norm()
-    gates, ups, counts = (one.to(carrier.device) for one in (neurons.gates, neurons.ups, neurons.counts))
-    write_neurons(below.mlp, read.neurons.argsort()[: place.neurons], gates, ups, whisper * torch.outer(to_carry, counts))
+    written = whisper * torch.outer(to_carry, neurons.counts.to(to_carry.device))
+    write_neurons(below.mlp, read.neurons.argsort()[: place.neurons], neurons.gates, neurons.ups, written)
     write_head(layer.self_attn, place.size, number, reads, loud * to_write, asks)
     return reads
 
@@ -208,19 +209,15 @@ def _heard(model: Any, place: Place, passes: Sequence[Sequence[Group]], compute:
     return heard
 
 
-def missed(model: Any, place: Place, passes: Sequence[Sequence[Group]], compute: Compute, progress: Progress) -> torch.Tensor:
-    """The mean nll of benign answers, in nats a token, with one head of a place after the other silent, (heads,); of about ENOUGH, or all.
+def missed(model: Any, place: Place, groups: Sequence[Group], section: TuningSection, compute: Compute, progress: Progress) -> torch.Tensor:
+    """The mean nll of benign answers, in nats a token, with one head of a place after the other silent, (heads,); of ENOUGH groups by chance, or all.
 
-    Those of short texts: of them a pass has most.
+    By chance, as what is missed differs: some heads copy what a document says, which answers to short prompts do without (docs/lab-log.md).
     """
     decoder = model.base_model.model.get_decoder()
     attention, size = decoder.layers[place.layer].self_attn, place.size
-    some, enough = list[Sequence[Group]](), 0
-    for count, which in sorted(((sum(row.term != DEFENSE for group in one for row in group.rows), which) for which, one in enumerate(passes)), reverse=True):
-        if not count or enough >= ENOUGH:
-            break
-        some.append(passes[which])
-        enough += count
+    benign = [group for group in groups if any(row.term != DEFENSE for row in group.rows)]
+    some = fit_passes(Random(0).sample(benign, min(len(benign), ENOUGH)), section.max_batch_tokens, compute)
     found, seen = torch.zeros(attention.o_proj.in_features // size), 0
     for done, one in enumerate(some):
         progress("which heads are missed least: passes", done, len(some))
