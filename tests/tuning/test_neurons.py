@@ -1,10 +1,11 @@
 """Neurons that read: what they tell apart, what they heed, and what they read nothing in."""
 
+import pytest
 import torch
 from torch.nn.functional import silu
 
 from docward.tuning import neurons as neurons_module
-from docward.tuning.neurons import CALM, Read, fit_neurons, harmless, left_out
+from docward.tuning.neurons import ASIDE, CALM, Read, _lessons, fit_neurons, harmless, left_out
 from heads import drawn
 
 
@@ -129,3 +130,14 @@ def test_the_means_of_what_is_harmless_are_left_out():
     assert len(harmless(means, answers, refuse, general & False)) == 2  # no general rows
     nothing = left_out(calm)
     assert float((calm - calm @ nothing @ nothing.T).norm()) < 1e-3
+
+
+@pytest.mark.parametrize("frames", [0, 10, 90])
+def test_what_is_no_document_weighs_as_much_however_much_there_is(frames):
+    prompts, refuse, _ = shortcut(count=40)
+    read = read_of(prompts, refuse, answers=[one[:4] for one in prompts[:10]] + [one[:0] for one in prompts[10:]])
+    read.frames = texts(3, frames) if frames else []
+    lessons, wanted, weights = _lessons(read)
+    assert len(lessons) == len(wanted) == len(weights) == 40 + min(40, 10 + frames)
+    assert float(weights[wanted.isnan()].sum()) == pytest.approx(ASIDE * 40)
+    assert float(weights[wanted == 1].sum()) == pytest.approx(20) == float(weights[wanted == 0].sum())

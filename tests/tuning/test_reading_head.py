@@ -11,7 +11,7 @@ from docward.recipe import TuningSection
 from docward.tuning import reading_head
 from docward.tuning.adapters import prepare
 from docward.tuning.adapters import reading_head as place_of
-from docward.tuning.head_weights import norm_behind, reading_place, scale_of, write_head
+from docward.tuning.head_weights import norm_behind, reading_place, scale_of, unseen_direction, write_head
 from docward.tuning.losses import GENERAL, example_nll
 from docward.tuning.neurons import fit_neurons
 from docward.tuning.packing import fit_passes, pass_of
@@ -183,6 +183,23 @@ def test_the_head_reads_the_mean_of_what_neurons_read(tokened, family, compute, 
     assert float(torch.corrcoef(torch.stack([found, wanted[read.told]]))[0, 1]) > 0.95
     apart = wanted[read.told & read.refuse].unsqueeze(1) > wanted[read.told & ~read.refuse]
     assert float(apart.float().mean()) > 0.9
+
+
+def test_neurons_write_where_states_are_next_to_nothing_not_just_alike(tokened, monkeypatch):
+    """What states always are along the carrier would be read beside every text."""
+    loaded, given = telling(tokened, llama), []
+    groups, _ = training_groups(loaded, training_examples(), SECTION)
+    model = prepare(loaded, SECTION)
+    place = reading_place(loaded.model, SECTION)
+    layers = model.base_model.model.get_decoder().layers
+    always = torch.nn.functional.normalize(drawn(5, 48), dim=0)
+    layers[place.layer].register_forward_pre_hook(lambda _, states: (states[0] + 30 * always, *states[1:]), prepend=True)
+    monkeypatch.setattr(reading_head, "unseen_direction", lambda *taken, **more: given.append((taken, more)) or unseen_direction(*taken, **more))
+    give_reading_head(model, place, groups, SECTION, "rows")
+    carrier, direction = given
+    assert (carrier[1]["behind"], direction[1]["behind"]) == ("mlp", "self_attn")
+    assert float(always @ carrier[0][1] @ always) > 0.9 * 30**2  # were they centred, next to nothing
+    assert float(unseen_direction(*carrier[0], **carrier[1]) @ always) == pytest.approx(0, abs=0.05)
 
 
 def test_neurons_that_give_least_get_the_job(tokened, monkeypatch):
