@@ -41,15 +41,15 @@ def byte_tokenizer(template: str | None = CHATML, *, words: Iterable[str] = (), 
     return tokenizer
 
 
-def save_tiny_model(folder: Path, *, context: int = 2048, spare: Sequence[str] = ()) -> Path:
-    """A Llama of two layers with a byte tokenizer, and special tokens to spare."""
+def save_tiny_model(folder: Path, *, context: int = 2048, spare: Sequence[str] = (), layers: int = 2) -> Path:
+    """A Llama of two layers with a byte tokenizer, and special tokens to spare; of three and more, neurons can read and a head average."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": list(spare)}, replace_extra_special_tokens=False)
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2}
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=context, **shape, **ends))
     model.save_pretrained(folder)

@@ -28,7 +28,7 @@ from docward.tuning.trainer import rows_until
 from docward.tuning.tuning import tune
 from docward.types import Example, Want
 from heads import llama
-from tiny import byte_tokenizer, training_examples
+from tiny import NO, byte_tokenizer, save_tiny_model, training_examples
 
 SECTION = {"max_length": 512, "num_train_epochs": 1, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 1, "save_steps": 2, "logging_steps": 1}
 EXAMPLES = training_examples(3, ("summarize", "sentiment"))  # 20 rows: 7 or more steps
@@ -437,12 +437,14 @@ def test_a_fit_on_a_model_that_is_broken_names_its_weight_and_saves_nothing(with
     assert left(tmp_path) == []
 
 
-def test_a_fit_on_a_model_that_computes_what_is_no_number_saves_nothing(with_token, tmp_path):
-    loaded = load(str(with_token), dtype="float32")
-    loaded.model.get_parameter("model.layers.1.mlp.down_proj.weight").data.fill_(3e38)
+@pytest.mark.parametrize("layers", [2, 4], ids=["a row alone", "neurons and a head"])
+@pytest.mark.parametrize("at", [0, -1], ids=["below", "above"])
+def test_a_fit_on_a_model_that_computes_what_is_no_number_saves_nothing(layers, at, tmp_path):
+    loaded = load(str(save_tiny_model(tmp_path / "model", spare=[NO], layers=layers)), dtype="float32")
+    loaded.model.get_parameter(f"model.layers.{range(layers)[at]}.mlp.down_proj.weight").data.fill_(3e38)
     with pytest.raises(TuningError, match=r"so nothing was saved: it computes some on the training documents, in torch\.float32\. So choose another model"):
-        tune(loaded, EXAMPLES, section(refusal_token="auto", num_train_epochs=0, lora_dropout=0.0), run=tmp_path, seed=0)
-    assert left(tmp_path) == []
+        tune(loaded, EXAMPLES, section(refusal_token="auto", num_train_epochs=0, lora_dropout=0.0), run=tmp_path / "run", seed=0)
+    assert left(tmp_path / "run") == []
 
 
 # What tuning leaves in memory

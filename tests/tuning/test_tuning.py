@@ -14,7 +14,7 @@ from docward.tuning.adapters import token_rows, with_lora
 from docward.tuning.checkpoints import FINISHED
 from docward.tuning.tuning import tune
 from killed import kill_when, started
-from tiny import training_examples
+from tiny import NO, save_tiny_model, training_examples
 
 SECTION = {"max_length": 512, "num_train_epochs": 2, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "save_steps": 4, "logging_steps": 2}
 
@@ -94,16 +94,18 @@ def test_only_layers_from_the_first_one_up_are_adapted(tiny_folder, tmp_path):
     assert all(".layers.1." in name for name in names)
 
 
-def test_without_steps_the_fit_is_what_is_kept(with_token, tmp_path):
-    again = [tuned(with_token, tmp_path / name, refusal_token="auto", num_train_epochs=0, lora_dropout=0.0) for name in ("first", "again")]
-    stepped = tuned(with_token, tmp_path / "stepped", refusal_token="auto", num_train_epochs=1, lora_dropout=0.0)
-    assert again[0].keys() == again[1].keys() == stepped.keys()
-    assert all(torch.equal(again[0][name], again[1][name]) for name in stepped)
-    assert any(not torch.equal(again[0][name], stepped[name]) for name in stepped)
-    moved = {name for name, weight in again[0].items() if "lora_B" in name and weight.any()}
-    assert sorted(name.split("self_attn.")[1] for name in moved) == [f"{part}_proj.lora_B.weight" for part in "oqv"], "one layer alone, and no keys"
+def test_without_steps_the_fit_is_what_is_kept(tmp_path):
+    model = save_tiny_model(tmp_path / "model", spare=[NO], layers=4)
+    again = [tuned(model, tmp_path / name, refusal_token="auto", num_train_epochs=0, lora_dropout=0.0) for name in ("first", "again")]
+    stepped = tuned(model, tmp_path / "stepped", refusal_token="auto", num_train_epochs=1, lora_dropout=0.0)
+    assert again[0].keys() == again[1].keys() < stepped.keys()
+    assert all(torch.equal(again[0][name], again[1][name]) for name in again[0])
+    assert any(not torch.equal(again[0][name], stepped[name]) for name in again[0])
+    moved = sorted(name.split("layers.")[1] for name, weight in again[0].items() if "lora_B" in name and weight.any())
+    wanted = [f"1.mlp.{part}_proj.lora_B.weight" for part in ("down", "gate", "up")] + [f"2.self_attn.{part}_proj.lora_B.weight" for part in "oqv"]
+    assert moved == wanted, "neurons of one layer, and a head of the next, whose keys stay"
     *_, row = (weight for name, weight in again[0].items() if "trainable_tokens_delta" in name)
-    start = with_lora(load(str(with_token), dtype="float32"), section(refusal_token="auto"))
+    start = with_lora(load(str(model), dtype="float32"), section(refusal_token="auto"))
     assert not torch.allclose(row.flatten(), token_rows(start)[-1].detach().flatten())
     assert [place.name for place in (tmp_path / "first").iterdir()] == ["adapter"]
 

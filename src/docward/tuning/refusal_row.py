@@ -90,6 +90,8 @@ def _fitted(
         progress("the refusal token's first row: passes", done, len(passes))
         parts.append(_choices(model, batch_of(model, one, compute), token, head))
     states, others, refuse, first, weights, scores = (torch.cat(column) for column in zip(*parts, strict=True))
+    if not float(states.std(0, correction=0).max()) > 0:  # all alike: states without end are nothing behind a norm, and tell nothing
+        return [float("nan")] * states.shape[1]
     start = row.detach().reshape(-1, row.shape[-1])[0].float()
     aims = log_odds(scores, refuse, weights) if head else None
     return fitted_row(states, others, refuse, start, torch.where(first, 1, LATER) * weights, first, aims).tolist()
