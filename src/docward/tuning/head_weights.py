@@ -2,9 +2,9 @@
 
 In: a model with a fresh adapter, which neurons and which head, what they are to read, and where to write. Out: the adapter's weights, set so that the neurons
 write what they read of each token, and the head, in the layer above, looks at all it may see alike, writes the mean of that and nothing else. To look at all
-alike its queries are 0. Where queries and keys go through norms (Qwen 3, Gemma 3), a norm
-makes the rounding of a 0 as large as a query; there it asks with a constant query (a linear function of the state that is nearly 1 wherever answers begin) in
-the pair of components that it and the keys use least, and the keys, which it may share with other heads, give up that pair.
+alike its queries are 0. Where queries and keys go through norms (Qwen 3, Gemma 3), a norm makes the rounding of a 0 as large as a query; there it asks with a
+constant query (a linear function of the state that is nearly 1 wherever answers begin) in the pair of components that it and the keys use least, and the keys,
+which it may share with other heads, give up that pair.
 """
 
 from __future__ import annotations

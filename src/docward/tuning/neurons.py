@@ -92,8 +92,8 @@ def fit_neurons(read: Read, nothing: torch.Tensor, count: int, opened: Callable[
     device = nothing.device
     texts, wanted, weights = _lessons(read)
     wanted, weights = wanted.to(device), weights.to(device)
-    documents = [one for one, truth in zip(texts, wanted.tolist(), strict=True) if truth == truth]
-    scale = torch.stack([_clear(one.to(device).float(), nothing).square().mean(0) for one in documents]).mean(0).sqrt().clamp(min=1e-6)
+    documents = int(read.told.sum())
+    scale = torch.stack([_clear(one.to(device).float(), nothing).square().mean(0) for one in texts[:documents]]).mean(0).sqrt().clamp(min=1e-6)
     draw, size = torch.Generator().manual_seed(0), len(scale)
     gates, ups = (torch.randn(count, size, generator=draw).div(size**0.5).to(device).requires_grad_() for _ in range(2))
     counts = torch.randn(count, generator=draw).div(10).to(device).requires_grad_()
@@ -139,7 +139,7 @@ def _beside_harmless(score: torch.Tensor, truth: torch.Tensor, draw: torch.Gener
 
 
 def _lessons(read: Read) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
-    """What neurons are fitted on: texts of states; whether each is to be refused, not a number where nothing is to be read; and weights, 1 a document."""
+    """Texts of states to fit on, documents first; whether each is to be refused, not a number where nothing is to be read; and weights, 1 a document."""
     texts = [states for states, one in zip(read.texts, read.told, strict=True) if one]
     wanted, weights = read.refuse[read.told].float(), read.weights[read.told].float()
     for side in (wanted > 0, wanted == 0):
