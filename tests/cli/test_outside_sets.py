@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from calling import Docward
 from docward.cli.evaluating import gather
-from docward.cli.main import main
 from docward.documents.reading import own_documents
 from docward.evaluation.statistics import wilson
 from docward.records import read_rows, write_rows
@@ -44,18 +43,14 @@ class Called:
 
 
 @pytest.fixture
-def docward(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Called]:
-    """Call the command line in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
+def docward(docward: Docward) -> Callable[..., Called]:
+    """Call the command line, and read what it left."""
 
     def call(*arguments: object) -> Called:
-        monkeypatch.setattr(sys, "argv", ["docward", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        captured = capsys.readouterr()
-        folder = Path(arguments[arguments.index("--output-dir") + 1] if "--output-dir" in arguments else arguments[1])
+        called = docward(*arguments)
+        folder = Path(str(arguments[arguments.index("--output-dir") + 1] if "--output-dir" in arguments else arguments[1]))
         there = folder / "metrics.json"
-        return Called(int(end.value.code or 0), captured.out, captured.err, json.loads(there.read_text()) if there.is_file() else {})
+        return Called(called.code, called.out, called.err, json.loads(there.read_text()) if there.is_file() else {})
 
     return call
 

@@ -140,10 +140,12 @@ def test_the_row_is_fitted_where_refusals_begin_and_against_each_token_of_all_ot
     assert states.shape == (4, 32)
 
 
-def test_all_labels_are_among_the_rows_that_the_token_is_fitted_on(with_token, monkeypatch):
+@pytest.mark.parametrize(("place", "few"), [(None, "SOME_ROWS"), (SimpleNamespace(layer=0), "AIMED_ROWS")], ids=["labels", "aimed"])
+def test_all_labels_are_among_the_rows_that_the_token_is_fitted_on(with_token, monkeypatch, place, few):
     """They take turns in the data: every third document would be of one label."""
-    monkeypatch.setattr(refusal_row, "SOME_ROWS", 6)
-    monkeypatch.setattr(refusal_row, "reading_head", lambda *_: (0, None))
+    monkeypatch.setattr(refusal_row, few, 6)
+    monkeypatch.setattr(refusal_row, "reading_head", lambda *_: (0, place))
+    monkeypatch.setattr(refusal_row, "give_reading_head", lambda *_: torch.ones(32))
     loaded = load(str(with_token), dtype="float32")
     groups, _ = training_groups(loaded, training_examples(), SECTION)
     mixed = [

@@ -67,21 +67,15 @@ def reading_place(model: Any, section: TuningSection) -> Place | None:
     return _place(model, head - 1, head)
 
 
-def _linear(layer: Any) -> bool:
-    """Whether attention has four plain projections, adapted or not."""
-    parts = [getattr(getattr(layer, "self_attn", None), part, None) for part in PARTS]
-    return all(type(getattr(part, "base_layer", part)) is torch.nn.Linear for part in parts)
-
-
 def _place(model: Any, reading: int, number: int) -> Place | None:
     """A layer with neurons and one with a head; None where they, or what is above, are not of a known kind."""
     layers = model.get_decoder().layers
-    if not all(map(_known, layers[reading:])) or not _linear(layers[number]):
+    if not all(map(_known, layers[reading:])) or not hasattr(layers[number].self_attn, "o_proj"):
         return None
     attention, projections = layers[number].self_attn, [_mlp(layers[reading], part) for part in GATED]
     queries, keys, _, outs = (getattr(part, "base_layer", part) for part in (getattr(attention, name) for name in PARTS))
     known = queries.bias is None and keys.bias is None and queries.out_features == outs.in_features
-    known = known and all(type(part) is torch.nn.Linear and part.bias is None for part in projections)
+    known = known and type(outs) is torch.nn.Linear and all(type(part) is torch.nn.Linear and part.bias is None for part in projections)
     children = dict(attention.named_children())
     norms = [children.pop(name) for name in ("q_norm", "k_norm") if name in children]
     if not known or set(children) != set(PARTS) or list(attention.named_parameters(recurse=False)):
