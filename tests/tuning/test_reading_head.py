@@ -202,6 +202,32 @@ def test_neurons_write_where_states_are_next_to_nothing_not_just_alike(tokened, 
     assert float(unseen_direction(*carrier[0], **carrier[1]) @ always) == pytest.approx(0, abs=0.05)
 
 
+def test_neurons_and_head_are_as_loud_as_they_are_to_be(tokened, monkeypatch):
+    """Spread over tokens and over documents, as shares of the length of states behind the neurons and before the last norm."""
+    loaded, fitted, neurons, head = telling(tokened, llama), [], [], []
+    monkeypatch.setattr(reading_head, "TOKENS", 1000)
+    monkeypatch.setattr(reading_head, "fit_neurons", lambda *given: fitted.append((given[0], fit_neurons(*given))) or fitted[-1][1])
+    monkeypatch.setattr(reading_head, "write_neurons", lambda *given: neurons.append(given))
+    monkeypatch.setattr(reading_head, "write_head", lambda *given: head.append(given))
+    groups, _ = training_groups(loaded, training_examples(), SECTION)
+    model = prepare(loaded, SECTION)
+    place, decoder = reading_place(loaded.model, SECTION), model.base_model.model.get_decoder()
+    give_reading_head(model, place, groups, SECTION, "rows")
+    [(read, found)], [(*_, written)], [(*_, loud, _)] = fitted, neurons, head
+    held, batch = {}, pass_of(groups, compute="rows", pad=0)
+    decoder.layers[place.reading + 1].register_forward_pre_hook(lambda _, given: held.update(behind=given[0].flatten(0, -2)))
+    decoder.norm.register_forward_pre_hook(lambda _, given: held.update(last=given[0].flatten(0, -2)))
+    with torch.no_grad():
+        example_nll(model, batch)
+    tokens = [found.read(states, decoder.layers[place.reading].mlp.act_fn) for states in read.texts]
+    documents = torch.stack([one.mean() for one in tokens])[read.told]
+    whisper = (written.norm(dim=0) / found.counts.abs()).mean()
+    inside = held["behind"][torch.cat([prompt[1:] for prompt in batch["prompts"]])]
+    ends = held["last"][torch.tensor([int(prompt[-1]) for prompt in batch["prompts"]])]
+    assert float(whisper * torch.cat(tokens).std() / inside.norm(dim=-1).mean()) == pytest.approx(reading_head.WHISPER, rel=0.03)
+    assert float(loud.norm() * documents.std() / ends.norm(dim=-1).mean()) == pytest.approx(reading_head.LOUD, rel=0.03)
+
+
 def test_neurons_that_give_least_get_the_job(tokened, monkeypatch):
     loaded = telling(tokened, llama)
     model = prepare(loaded, SECTION)
